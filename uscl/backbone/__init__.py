@@ -1,0 +1,7 @@
+"""SAM-Med3D itself: pure torch, knowing nothing of Lightning, data or LoRA."""
+
+from uscl.backbone.checkpoints import LoadReport, load_checkpoint
+from uscl.backbone.config import VARIANTS, SamMed3DConfig
+from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
+
+__all__ = ["VARIANTS", "LoadReport", "SamMed3D", "SamMed3DConfig", "build_sam_med3d", "load_checkpoint"]
