@@ -3,5 +3,16 @@
 from uscl.backbone.checkpoints import LoadReport, load_checkpoint
 from uscl.backbone.config import VARIANTS, SamMed3DConfig
 from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
+from uscl.backbone.trunk import RANDOM_WEIGHTS, Trunk, load_trunk
 
-__all__ = ["VARIANTS", "LoadReport", "SamMed3D", "SamMed3DConfig", "build_sam_med3d", "load_checkpoint"]
+__all__ = [
+    "RANDOM_WEIGHTS",
+    "VARIANTS",
+    "LoadReport",
+    "SamMed3D",
+    "SamMed3DConfig",
+    "Trunk",
+    "build_sam_med3d",
+    "load_checkpoint",
+    "load_trunk",
+]

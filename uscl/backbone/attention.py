@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from uscl.types import TokenGrid
 
 Bias = tuple[Tensor, Tensor | None]
-"""Positional logits of the real keys [B, heads, n, n], and of the folded padded key [B, heads, n] where there is one."""
+"""Positional logits of the real keys [B, heads, n, n], and of the folded key [B, heads, n] where there is one."""
 
 
 class WindowAttention(nn.Module):
@@ -82,7 +82,9 @@ class WindowAttention(nn.Module):
         """Attention within windows [B, d, h, w, C] whose missing tokens (up to the window edge) are folded."""
         batch, d, h, w, dim = tokens.shape
         n, heads, width = d * h * w, self.num_heads, dim // self.num_heads
-        qkv = self.qkv(tokens).reshape(batch, n, 3, heads, width).permute(2, 0, 3, 1, 4)
+        # Linear layers get two axes: with more, torch picks its matrix product by requires_grad, so that freezing a
+        # weight would change the last bit of the output.
+        qkv = self.qkv(tokens.reshape(-1, dim)).reshape(batch, n, 3, heads, width).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         bias_q, bias_k, bias_v = self.qkv.bias.to(q.dtype).reshape(3, 1, heads, 1, width).unbind(0)
         grid = q.reshape(batch, heads, d, h, w, width)
@@ -95,7 +97,7 @@ class WindowAttention(nn.Module):
             k = torch.cat([k, bias_k.expand(batch, heads, 1, width)], dim=2)
             v = torch.cat([v, bias_v.expand(batch, heads, 1, width)], dim=2)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=width**-0.5)
-        return cast("Tensor", self.proj(out.transpose(1, 2).reshape(batch, d, h, w, dim)))
+        return cast("Tensor", self.proj(out.transpose(1, 2).reshape(-1, dim))).reshape(batch, d, h, w, dim)
 
     def _tables(self, d: int, h: int, w: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """Window edge e and the three tables [real queries, e, c]."""
@@ -166,7 +168,7 @@ def _window_spans(extent: int, window: int) -> list[tuple[int, int, int]]:
 def _join(tokens: Tensor, spans: list[list[tuple[int, int, int]]], attend: Callable[[Tensor], Tensor]) -> Tensor:
     """Applies ``attend`` to all windows of equal size at once and puts the grid together again."""
     batch, dim = tokens.shape[0], tokens.shape[-1]
-    parts: dict[tuple[int, int, int], Tensor] = {}
+    parts: dict[tuple[int, ...], Tensor] = {}
     for corner in product(*(range(len(axis)) for axis in spans)):
         (d0, d, nd), (h0, h, nh), (w0, w, nw) = (axis[i] for axis, i in zip(spans, corner, strict=True))
         part = tokens[:, d0 : d0 + d * nd, h0 : h0 + h * nh, w0 : w0 + w * nw]

@@ -1,8 +1,8 @@
 """Loading trained weights, with every key accounted for.
 
 Accepted: the published wrapper of SAM-Med3D (``model_state_dict`` beside optimiser state and an argparse namespace), a
-bare state dict, a Lightning checkpoint, safetensors, and ``hf://owner/repo/file`` references to any of them. Pickles are
-read with ``weights_only`` always.
+bare state dict, a Lightning checkpoint, safetensors, and ``hf://owner/repo/file`` references to any of them. Pickles
+are read with ``weights_only`` always.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ VARIANTS: dict[str, SamMed3DConfig] = {
     "mini": SamMed3DConfig(
         embed_dim=192,
         depth=6,
-        num_heads=6,
+        num_heads=3,
         global_attention_blocks=(2, 5),
         prompt_dim=96,
         decoder_mlp_dim=384,

@@ -87,8 +87,7 @@ class ImageEncoder(nn.Module):
         self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, grid, config.embed_dim))
         self.blocks = nn.ModuleList(
-            Block(config, 0 if i in config.global_attention_blocks else config.window_size)
-            for i in range(config.depth)
+            Block(config, 0 if i in config.global_attention_blocks else config.window_size) for i in range(config.depth)
         )
         self.neck = nn.Sequential(
             nn.Conv3d(config.embed_dim, config.prompt_dim, kernel_size=1, bias=False),

@@ -1,11 +1,12 @@
 """The two-way transformer of SAM-Med3D that draws masks from an image embedding and prompts.
 
-Source: https://github.com/uni-medical/SAM-Med3D (mask decoder). In any published weights only the first mask is trained:
-the IoU head and the other masks never received a gradient, so do not rank masks by their predicted IoU.
+Source: https://github.com/uni-medical/SAM-Med3D (mask decoder). In any published weights only the first mask is
+trained: the IoU head and the other masks never received a gradient, so do not rank masks by their predicted IoU.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -43,7 +44,7 @@ class DecoderAttention(nn.Module):
         return cast("Tensor", self.out_proj(out.transpose(1, 2).flatten(2)))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class DecoderMlp(nn.Module):
@@ -120,7 +121,7 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int, out: int, depth: int) -> None:
         super().__init__()
         widths = [dim, *[hidden] * (depth - 1), out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., dim] to [..., out]."""

@@ -69,7 +69,7 @@ class PromptEncoder(nn.Module):
         With ``published_positions`` cell (i, j, k) carries the code of (j, i, k): the published code exchanges the
         first two axes here but not for clicks, and its weights were trained with that.
         """
-        axis = (torch.arange(self.grid_size, device=self.pe_layer.positional_encoding_gaussian_matrix.device) + 0.5)
+        axis = torch.arange(self.grid_size, device=self.pe_layer.positional_encoding_gaussian_matrix.device) + 0.5
         i, j, k = torch.meshgrid(axis / self.grid_size, axis / self.grid_size, axis / self.grid_size, indexing="ij")
         unit = torch.stack([j, i, k] if self.published_positions else [i, j, k], dim=-1)
         return cast("Tensor", self.pe_layer(unit)).permute(3, 0, 1, 2)[None]
@@ -107,6 +107,6 @@ class PromptEncoder(nn.Module):
         labels = torch.cat([labels, labels.new_full((labels.shape[0], 1), PADDING)], dim=1)[..., None]
         code = self.pe_layer(unit)
         code = torch.where(labels == PADDING, self.not_a_point_embed.weight, code)
-        for label in (BACKGROUND, FOREGROUND):
-            code = code + torch.where(labels == label, self.point_embeddings[label].weight, 0.0)
+        for label, embedding in zip((BACKGROUND, FOREGROUND), self.point_embeddings, strict=True):
+            code = code + torch.where(labels == label, cast("nn.Embedding", embedding).weight, 0.0)
         return code

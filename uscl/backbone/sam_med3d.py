@@ -72,9 +72,7 @@ class SamMed3D(nn.Module):
         sparse, dense = self.prompt_encoder(points, mask, prompts)
         embedding = embedding.repeat_interleave(prompts // len(embedding), dim=0)
         positions = self.prompt_encoder.dense_positions()
-        return cast(
-            "tuple[Tensor, Tensor]", self.mask_decoder(embedding, positions, sparse, dense, multimask)
-        )
+        return cast("tuple[Tensor, Tensor]", self.mask_decoder(embedding, positions, sparse, dense, multimask))
 
 
 def build_sam_med3d(config: SamMed3DConfig | str = "vit_b_ori") -> SamMed3D:

@@ -1,0 +1,63 @@
+"""The frozen trunk that every stage adapts: where its weights came from, and a fingerprint to know it by."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import torch
+from torch import nn
+
+from uscl.backbone.checkpoints import load_checkpoint
+from uscl.backbone.config import SamMed3DConfig, resolve_config
+from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
+
+RANDOM_WEIGHTS = "random weights"
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A SAM-Med3D and what is known of its weights.
+
+    Attributes:
+        model: the model, on the CPU, in evaluation mode.
+        weights: ``random weights``, or the file with the first digits of its SHA-256; it stands in every result row.
+        fingerprint: hash of all weights, whatever file format they came in. An adapter remembers it and refuses any
+            other trunk.
+    """
+
+    model: SamMed3D
+    weights: str
+    fingerprint: str
+
+
+def load_trunk(backbone: SamMed3DConfig | str, weights: str | os.PathLike[str] | None) -> Trunk:
+    """Builds a SAM-Med3D and fills in its weights.
+
+    Args:
+        backbone: configuration or variant name.
+        weights: checkpoint file or ``hf://`` reference; None leaves random weights, which are always the same ones,
+            so that an adapter trained on them still fits in the next process.
+
+    Raises:
+        InputError: the checkpoint cannot be used (see :func:`uscl.load_checkpoint`) or leaves part of the model random.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_sam_med3d(resolve_config(backbone))
+    source = RANDOM_WEIGHTS
+    if weights is not None:
+        report = load_checkpoint(model, weights).require_complete()
+        source = f"{PurePath(report.source).name} sha256:{report.sha256[:12]}"
+    return Trunk(model.eval(), source, fingerprint(model))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """First 16 hexadecimal digits of the SHA-256 over all tensors of a model, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]

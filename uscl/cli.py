@@ -1,0 +1,105 @@
+"""``uscl``: Lightning's verbs and the small tools, behind one command.
+
+What a verb needs is imported when it is called, so that ``uscl --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from inspect import signature
+from typing import get_type_hints
+
+import uscl
+from uscl.errors import InputError
+
+_VERBS = {
+    "fit": "train a stage: uscl fit --config experiments/vcl.yaml",
+    "validate": "look at the validation side of a data set",
+    "test": "score at 1, 3, 5 and 10 clicks: uscl test --config experiments/eval_us.yaml",
+    "predict": "segment what a table of clicks points at",
+}
+_TOOLS = {
+    "segment": "segment one object of one image: uscl segment IMAGE --points 'i,j,k,label' --out MASK.nii.gz",
+    "simulate": "write a phantom study: uscl simulate ultrasound --out DIR",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        args: the arguments; None takes the program's.
+
+    Returns:
+        0, or 2 for input that cannot be used; the reason has been printed in one line then.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    command, rest = _parser().parse_known_args(given[:1])[0].command, given[1:]
+    _set_up_logging()
+    try:
+        if command in _VERBS:
+            from uscl.lightning_cli import run
+
+            run(None if args is None else given)
+        else:
+            _run_tool(command, rest)
+    except InputError as error:
+        print(f"uscl: error: {_reason(error)}", file=sys.stderr)  # noqa: T201 (this is the user interface)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="uscl",
+        description="Promptable 3D segmentation of ultrasound sweeps. Research software, not a medical device.",
+        epilog="`uscl COMMAND --help` lists what a command takes.",
+    )
+    parser.add_argument("--version", action="version", version=uscl.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text in {**_VERBS, **_TOOLS}.items():
+        commands.add_parser(name, help=help_text, add_help=False)
+    return parser
+
+
+def _run_tool(name: str, args: list[str]) -> None:
+    """Calls a tool's function with what its signature and docstring say it takes.
+
+    The first parameter is positional, switches are ``--name`` alone, everything else is ``--name VALUE``.
+    """
+    from docstring_parser import parse
+    from jsonargparse import ActionYesNo, ArgumentParser
+
+    function: Callable[..., None] = getattr(import_module(f"uscl.commands.{name}"), name)
+    text = parse(function.__doc__ or "")
+    told = {parameter.arg_name: parameter.description for parameter in text.params}
+    parameters = signature(function).parameters
+    first, switches = next(iter(parameters)), [key for key, value in parameters.items() if value.default is False]
+    parser = ArgumentParser(prog=f"uscl {name}", description=text.short_description)
+    parser.add_argument(first, type=get_type_hints(function)[first], help=told[first])
+    parser.add_function_arguments(function, as_positional=False, skip={first, *switches})
+    for switch in switches:
+        parser.add_argument(f"--{switch}", action=ActionYesNo, default=False, help=told[switch])
+    options = parser.instantiate_classes(parser.parse_args(args))
+    function(**options.as_dict())
+
+
+def _set_up_logging() -> None:
+    """Our own messages go to the terminal; a program that imports uscl decides for itself."""
+    logger = logging.getLogger("uscl")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def _reason(error: InputError) -> str:
+    """The message itself; a data-loading process has wrapped it in its traceback."""
+    text = str(error)
+    marker = f"{InputError.__name__}: "
+    return text.rsplit(marker, 1)[-1].strip() if "Original Traceback" in text else text

@@ -1,0 +1,1 @@
+"""The small tools of the command line, one file each: what they take, check and print."""

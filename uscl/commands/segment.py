@@ -1,0 +1,83 @@
+"""``uscl segment``: one object of one image, from clicks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from uscl.backbone import RANDOM_WEIGHTS
+from uscl.data.patches import Preprocessing
+from uscl.data.prompts import parse_points
+from uscl.data.volume import check_writable, read_image, write_volume
+from uscl.errors import InputError
+from uscl.evaluation.figures import DISCLAIMER, make_panel, save_panels
+from uscl.serving import Predictor
+
+log = logging.getLogger(__name__)
+
+
+def segment(
+    image: str,
+    points: str,
+    out: str,
+    space: Literal["voxel", "physical"] = "voxel",
+    weights: str | None = None,
+    adapter: str | None = None,
+    backbone: str = "mini",
+    preprocessing: Preprocessing | None = None,
+    device: str = "cpu",
+    picture: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Segments one object of a volume from clicks and writes its mask on the volume's own grid.
+
+    Args:
+        image: the volume: NIfTI, NRRD, MHA.
+        points: "i,j,k,label;..." in the order of clicking; voxel indices in the file's x, y, z order counted from 0,
+            label 1 foreground or 0 background.
+        out: mask file to write: .nii.gz, .nii, .nrrd or .mha.
+        space: "physical" reads the points as millimetres (LPS) instead.
+        weights: checkpoint of the trunk, a file or hf://owner/repo/file.
+        adapter: adapter file that `uscl fit` left; brings backbone and preprocessing of its training.
+        backbone: variant to use without an adapter: vit_b_ori or mini.
+        preprocessing: how the volume is prepared, where it is not the adapter's.
+        device: cpu, cuda, cuda:1, ...
+        picture: also write a PNG of the mask on its largest slice.
+        overwrite: replace files that exist.
+
+    Raises:
+        InputError: anything given that cannot be used; nothing is written then.
+    """
+    target = check_writable(out, overwrite)
+    if picture is not None and Path(picture).exists() and not overwrite:
+        raise InputError(f"{picture}: exists already; give another name, or --overwrite to replace it")
+    volume = read_image(image)
+    clicks = parse_points(points, volume, space)
+    predictor = Predictor(backbone, weights, adapter, preprocessing, device)
+    if predictor.trunk.weights == RANDOM_WEIGHTS:
+        log.warning("The trunk has RANDOM WEIGHTS (no --weights given): the mask shows the plumbing, not the object")
+    predictor.set_image(volume)
+    prediction = predictor.segment(clicks)
+    if prediction.cut_short:
+        log.warning("The mask reaches the border of its patch; the object may go on beyond it")
+    write_volume(target, prediction.mask, overwrite)
+    log.info("%s: %.1f ml, %d voxels. %s", target, prediction.volume_ml, prediction.mask.array.sum(), DISCLAIMER)
+    if picture is not None:
+        grid = predictor.preprocessing.grid(volume)
+        mask = grid.orient(prediction.mask.array) > 0
+        placed = [(_oriented(grid.axes, grid.flips, grid.oriented_shape, index), fg) for index, fg in clicks]
+        panel = make_panel(
+            Path(image).name, grid.orient(volume.array), None, {len(clicks): mask}, placed, {}, grid.source_spacing
+        )
+        save_panels(Path(picture), [panel], "uscl segment")
+        log.info("%s", picture)
+
+
+def _oriented(
+    axes: tuple[int, int, int], flips: tuple[bool, bool, bool], shape: tuple[int, int, int],
+    index: tuple[int, int, int],
+) -> tuple[int, int, int]:  # fmt: skip
+    """Where a voxel of the volume lies once its axes are in RAS order."""
+    x, y, z = (n - 1 - index[a] if flip else index[a] for a, flip, n in zip(axes, flips, shape, strict=True))
+    return x, y, z

@@ -1,0 +1,213 @@
+"""The LightningDataModule: case lists in, batches of patches out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from uscl.data.datasets import Case, DataSet, Split, assign_splits, read_folder
+from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, single
+from uscl.data.patches import Preprocessing
+from uscl.data.prompts import read_prompts
+from uscl.data.store import PreparedStore
+from uscl.data.training_patches import PatchNumbers, PatchSampling, TrainingPatches
+from uscl.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Loader = DataLoader[dict[str, Any]]
+
+
+class VolumeDataModule(LightningDataModule):
+    """Volumes in the plain folder layout (see :mod:`uscl.data.datasets.folder`), cut into patches.
+
+    Training draws an endless, numbered stream of patches that depends on ``seed`` alone; validation and testing go
+    through every (case, class) of their side once; prediction takes clicks from a table and opens no label.
+
+    Args:
+        root: the data folder.
+        preprocessing: how every volume is prepared.
+        sampling: where training patches are cut.
+        classes: label names to use; null for all that the data set names.
+        batch_size: training patches per step and process.
+        patches_per_epoch: training patches of one epoch over all processes; null for one per (case, class).
+        val_fraction: share of the patients for validation, where the data set leaves the split open.
+        test_fraction: share of the patients for testing, likewise.
+        split_seed: decides which patients these are.
+        seed: of the stream of training patches.
+        num_workers: processes that prepare patches.
+        cached_cases: prepared cases kept in memory, by each process that prepares patches.
+        prompts: table of clicks to predict from (see :func:`uscl.data.prompts.read_prompts`).
+    """
+
+    def __init__(
+        self,
+        root: str,
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
+        sampling: PatchSampling = PatchSampling(),  # noqa: B008 (frozen)
+        classes: list[str] | None = None,
+        batch_size: int = 2,
+        patches_per_epoch: int | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        seed: int = 0,
+        num_workers: int = 0,
+        cached_cases: int = 64,
+        prompts: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = root
+        self.preprocessing = preprocessing
+        self.sampling = sampling
+        self.classes = classes
+        self.batch_size = batch_size
+        self.patches_per_epoch = patches_per_epoch
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.seed = seed
+        self.num_workers = num_workers
+        self.cached_cases = cached_cases
+        self.prompts = prompts
+        self._data_set: DataSet | None = None
+        self._store: PreparedStore | None = None
+        self._objects: dict[Split, list[tuple[Case, int]]] = {}
+
+    def read_data_set(self) -> DataSet:
+        """Lists the cases; a subclass reads another layout by replacing this."""
+        return read_folder(self.root)
+
+    @property
+    def data_set(self) -> DataSet:
+        """All cases, each with its split."""
+        if self._data_set is None:
+            found = self.read_data_set()
+            self._data_set = assign_splits(found, self.val_fraction, self.test_fraction, self.split_seed)
+        return self._data_set
+
+    @property
+    def store(self) -> PreparedStore:
+        """The prepared cases."""
+        if self._store is None:
+            self._store = PreparedStore(self.preprocessing, self.data_set, self.cached_cases)
+        return self._store
+
+    def setup(self, stage: Literal["fit", "validate", "test", "predict"] | str) -> None:
+        """Reads what the stage needs and fails early where it is not there.
+
+        Raises:
+            InputError: no case on a side that is needed, an unknown class name, no object of a class in use, or a file
+                that cannot be used.
+        """
+        if stage == "predict":
+            if self.prompts is None:
+                raise InputError("predicting needs clicks: give --data.prompts TABLE.csv (image,i,j,k,label[,object])")
+            return
+        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in needed[stage]:
+            cases = self.data_set.in_split(split)
+            if not cases and split != "val":
+                raise InputError(
+                    f"{self.root}: no case on the {split} side of {len(self.data_set.cases)}; change "
+                    "data.val_fraction and data.test_fraction, or patients.csv"
+                )
+            if self._looks_at_labels(split):
+                self._objects[split] = self._list_objects(split, cases)
+
+    def train_dataloader(self) -> Loader:
+        """Batches ``image`` and ``target`` [B, 1, S, S, S]; without ``target`` where labels are not looked at."""
+        cases = self.data_set.in_split("train")
+        cases_of: dict[int | None, Sequence[Case]] = {None: cases}
+        length = len(cases)
+        if self._looks_at_labels("train"):
+            objects = self._objects["train"]
+            cases_of = {i: [case for case, label_id in objects if label_id == i] for i in self._label_ids()}
+            length = len(objects)
+        length = self.patches_per_epoch or length
+        if length < self.batch_size * self._world_size:
+            raise InputError(
+                f"{length} patches per epoch do not fill one batch of {self.batch_size} on {self._world_size} "
+                "process(es); raise data.patches_per_epoch or lower data.batch_size"
+            )
+        patches = TrainingPatches(self.store, cases_of, self.sampling, self.seed)
+        sampler = PatchNumbers(length, self._rank, self._world_size)
+        return self._loader(patches, sampler, batch_size=self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Every (case, class) of the validation side; fixed patches where labels are not looked at."""
+        cases = self.data_set.in_split("val")
+        if not cases:
+            return []
+        if self._looks_at_labels("val"):
+            return self._objects_loader("val")
+        still = replace(self.sampling, flip_probability=0.0)
+        patches = TrainingPatches(self.store, {None: cases}, still, self.seed)
+        sampler = EveryObjectOnce(max(len(cases), self.batch_size), self._rank, self._world_size)
+        return self._loader(patches, sampler, batch_size=self.batch_size)
+
+    def test_dataloader(self) -> Loader:
+        """Every (case, class) of the test side, one at a time."""
+        return self._objects_loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        """Every object of the table of clicks, one at a time."""
+        assert self.prompts is not None
+        objects = PromptedObjects(read_prompts(self.prompts), self.preprocessing)
+        sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)
+        return self._loader(objects, sampler, batch_size=1, collate_fn=single)
+
+    def _objects_loader(self, split: Split) -> Loader:
+        objects = LabelledObjects(self.store, self._objects[split], with_reference=split == "test")
+        sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)
+        return self._loader(objects, sampler, batch_size=1, collate_fn=single)
+
+    def _loader(self, patches: Any, sampler: Any, **options: Any) -> Loader:
+        return DataLoader(
+            patches,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **options,
+        )
+
+    def _looks_at_labels(self, split: Split) -> bool:
+        return split == "test" or self.sampling.centre != "volume"
+
+    def _label_ids(self) -> list[int]:
+        ids = {name: label_id for label_id, name in self.data_set.label_names.items()}
+        unknown = sorted(set(self.classes or ()) - set(ids))
+        if unknown:
+            raise InputError(f"data.classes: {', '.join(unknown)} not among the labels {', '.join(ids) or '(none)'}")
+        return [ids[name] for name in (ids if self.classes is None else self.classes)]
+
+    def _list_objects(self, split: Split, cases: Sequence[Case]) -> list[tuple[Case, int]]:
+        """Which of the classes in use occur in which case; looks through every label map once."""
+        wanted = self._label_ids()
+        objects = []
+        for case in track(cases, f"Looking through {len(cases)} {split} cases", disable=len(cases) < 2, transient=True):
+            present = set(np.unique(self.store.labelled(case)[1]).tolist())
+            if not present - {0}:
+                raise InputError(
+                    f"{case.label}: has no foreground (at a spacing of {self.preprocessing.spacing} mm); "
+                    "correct the map, or remove image and map"
+                )
+            objects += [(case, label_id) for label_id in wanted if label_id in present]
+        if cases and not objects:
+            raise InputError(f"{self.root}: none of the classes in use occurs in the {len(cases)} {split} cases")
+        return objects
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1

@@ -1,0 +1,177 @@
+"""Patches to be scored or predicted: one object each, with the way back to the volume it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+from uscl.data.datasets import Case
+from uscl.data.patches import Preprocessing, corner_around, corner_around_label
+from uscl.data.prompts import Prompt
+from uscl.data.store import PreparedStore, read_case
+from uscl.data.volume import Array, Index, Volume, read_image
+from uscl.errors import InputError
+
+
+class LabelledObjects(Dataset[dict[str, Any]]):
+    """Every (case, class) of a split, in the patch that SAM-Med3D cuts around the object.
+
+    The patch is placed by the label, as in the published evaluation; clicks are set by whoever evaluates.
+
+    Args:
+        store: prepared cases.
+        objects: the pairs of case and label id.
+        with_reference: also give the reference mask on the image's own grid, for scoring there.
+    """
+
+    def __init__(self, store: PreparedStore, objects: Sequence[tuple[Case, int]], with_reference: bool) -> None:
+        self.store = store
+        self.objects = tuple(objects)
+        self.with_reference = with_reference
+        self._last: tuple[str, Volume] | None = None
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Object ``number``.
+
+        Returns:
+            ``image`` float32 [1, S, S, S]; ``target`` bool [S, S, S]; ``corner`` and ``grid``, which lead back to the
+            volume; the names ``data_set``, ``case``, ``patient``, ``class_name``; and, if asked for, ``reference``
+            (bool, on the image's own grid) and ``spacing`` (of that grid, mm).
+        """
+        case, label_id = self.objects[number]
+        preprocessing = self.store.preprocessing
+        prepared, label = self.store.labelled(case)
+        mask = label == label_id
+        corner = corner_around_label(mask, preprocessing.patch_size)
+        item = {
+            **_patch(preprocessing, prepared.image, corner),
+            "target": torch.from_numpy(preprocessing.cut(mask, corner)),
+            "grid": prepared.grid,
+            "data_set": self.store.data_set.name,
+            "case": case.name,
+            "patient": case.patient,
+            "class_name": self.store.data_set.label_names[label_id],
+        }
+        if self.with_reference:
+            reference = self._read_label(case)
+            item |= {"reference": reference.array == label_id, "spacing": reference.spacing}
+        return item
+
+    def _read_label(self, case: Case) -> Volume:
+        """The label map on its own grid; objects of one case come one after the other, so the last one is kept."""
+        if self._last is None or self._last[0] != case.name:
+            label = read_case(case, self.store.data_set)[1]
+            assert label is not None
+            self._last = (case.name, label)
+        return self._last[1]
+
+
+class PromptedObjects(Dataset[dict[str, Any]]):
+    """Objects that somebody has clicked on; labels are never opened.
+
+    Args:
+        prompts: image, object name and clicks of each.
+        preprocessing: how volumes are prepared.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], preprocessing: Preprocessing) -> None:
+        self.prompts = tuple(prompts)
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Object ``number``: the patch, its clicks, and the volume with its geometry.
+
+        Raises:
+            InputError: the image cannot be used, or a click lies outside it (see :func:`place_patch`).
+        """
+        prompt = self.prompts[number]
+        patch = place_patch(read_image(prompt.image), prompt.points, self.preprocessing)
+        return {**patch, "object": prompt.object_name}
+
+
+def place_patch(volume: Volume, points: Sequence[tuple[Index, bool]], preprocessing: Preprocessing) -> dict[str, Any]:
+    """The patch around somebody's clicks: centred on the box that holds the foreground clicks.
+
+    Background clicks beyond the patch are left out: nothing is segmented there anyway.
+
+    Args:
+        volume: the image.
+        points: voxel index in the volume and whether it is foreground.
+        preprocessing: how the volume is prepared.
+
+    Returns:
+        ``image`` [1, S, S, S]; ``points``: the clicks as voxels of the patch; ``corner``, ``grid`` and ``volume``.
+
+    Raises:
+        InputError: no foreground click, a click outside the volume, or foreground clicks further apart than the patch.
+    """
+    for index, _ in points:
+        if any(not 0 <= i < n for i, n in zip(index, volume.shape, strict=True)):
+            raise InputError(
+                f"{volume.name}: point {index} lies outside the volume of {volume.shape} voxels; "
+                "points are voxel indices i,j,k counted from 0 (or give --space physical for millimetres)"
+            )
+    if not any(foreground for _, foreground in points):
+        raise InputError(f"{volume.name}: no foreground point (label 1); at least one must lie on the object")
+    image, grid = preprocessing.prepare_image(volume)
+    placed = [(np.clip(_nearest(grid.to_prepared(index)), 0, np.array(grid.shape) - 1), fg) for index, fg in points]
+    hits = np.array([position for position, foreground in placed if foreground])
+    size = preprocessing.patch_size
+    corner = corner_around((hits.min(0) + hits.max(0)) / 2, size)
+    inside: list[tuple[Index, bool]] = []
+    for (position, foreground), (index, _) in zip(placed, points, strict=True):
+        x, y, z = (position - corner).tolist()
+        if min(x, y, z) >= 0 and max(x, y, z) < size:
+            inside.append(((x, y, z), foreground))
+        elif foreground:
+            extent = tuple(round(size * s) for s in preprocessing.spacing)
+            raise InputError(
+                f"{volume.name}: point {index} lies outside the patch of {extent} mm around the other foreground "
+                "points; segment the object in parts"
+            )
+    return {**_patch(preprocessing, image, corner), "points": inside, "grid": grid, "volume": volume}
+
+
+class EveryObjectOnce(DistributedSampler[Any]):
+    """Shares objects out by rank without repeating any to even out the numbers, as the base class would.
+
+    Args:
+        length: number of objects.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        super().__init__(range(length), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.numbers = range(rank, length, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def single(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collates a batch of one object: the image gets its batch axis, everything else stays as it is."""
+    (item,) = items
+    return {**item, "image": item["image"][None]}
+
+
+def _patch(preprocessing: Preprocessing, image: Array, corner: Index) -> dict[str, Any]:
+    patch = preprocessing.normalise(preprocessing.cut(image, corner), corner, image.shape)
+    return {"image": torch.from_numpy(patch)[None], "corner": corner}
+
+
+def _nearest(position: Sequence[float]) -> Array:
+    return np.floor(np.asarray(position) + 0.5).astype(int)

@@ -1,0 +1,35 @@
+"""The callback that writes predicted masks on the grid of the image they belong to."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from uscl.data.volume import Volume, stem, write_volume
+
+log = logging.getLogger(__name__)
+
+
+class MaskWriter(Callback):
+    """Writes ``masks/IMAGE__OBJECT.nii.gz`` (or ``IMAGE.nii.gz`` for an object without a name) into the run folder."""
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Writes one mask."""
+        volume: Volume = batch["volume"]
+        mask = volume.with_array(batch["grid"].restore(outputs.float().cpu().numpy(), batch["corner"]))
+        name = stem(volume.path or "volume") + (f"__{batch['object']}" if batch["object"] else "")
+        path = Path(trainer.default_root_dir) / "masks" / f"{name}.nii.gz"
+        write_volume(path, mask)
+        if batch["grid"].cut_short((outputs > 0).cpu().numpy(), batch["corner"]):
+            log.warning("%s: the mask reaches the border of its patch; the object may go on beyond it", path)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says where the masks are."""
+        if trainer.is_global_zero:
+            log.info("Masks: %s (research software, not a medical device)", Path(trainer.default_root_dir) / "masks")

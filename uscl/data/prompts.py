@@ -1,0 +1,95 @@
+"""Clicks that somebody has written down, in a table or on the command line."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from uscl.data.volume import Index, Volume
+from uscl.errors import InputError
+
+Point = tuple[Index, bool]
+"""Voxel index (x, y, z) in the volume, and whether it is foreground."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Clicks on one object of one image.
+
+    Attributes:
+        image: image file.
+        object_name: names the mask file; may be empty.
+        points: in the order in which they were set.
+    """
+
+    image: Path
+    object_name: str
+    points: tuple[Point, ...]
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Reads a table of clicks.
+
+    The file is CSV with the columns ``image`` (path, relative to the table's folder), ``i``, ``j``, ``k`` (voxel
+    indices in the file's x, y, z order, counted from 0), ``label`` (1 foreground, 0 background) and optionally
+    ``object``. Rows of the same image and object are clicks on one object, in order.
+
+    Raises:
+        InputError: the table is missing, empty, or a line is not as expected.
+    """
+    table = Path(path).expanduser()
+    if not table.is_file():
+        raise InputError(f"{table}: no such table of prompts")
+    with table.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    found: dict[tuple[Path, str], list[Point]] = {}
+    for number, row in enumerate(rows, start=2):
+        try:
+            index = (int(row["i"]), int(row["j"]), int(row["k"]))
+            image = table.parent / row["image"]
+            foreground = {"0": False, "1": True}[row["label"].strip()]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{table}, line {number}: expected image,i,j,k,label[,object] with whole numbers and label 0 or 1"
+            ) from error
+        found.setdefault((image, row.get("object") or ""), []).append((index, foreground))
+    if not found:
+        raise InputError(f"{table}: holds no prompt; expected columns image,i,j,k,label[,object]")
+    return [Prompt(image, name, tuple(points)) for (image, name), points in found.items()]
+
+
+def parse_points(text: str, volume: Volume, space: Literal["voxel", "physical"] = "voxel") -> list[Point]:
+    """Reads points as the command line gives them.
+
+    Args:
+        text: ``"i,j,k,label;i,j,k,label;..."``, label 1 foreground or 0 background; the label may be left out and is
+            then 1.
+        volume: where they lie.
+        space: ``voxel``: indices in the file's own x, y, z order, counted from 0, as ITK-SNAP's cursor minus one and 3D
+            Slicer's IJK show them. ``physical``: millimetres, LPS as in ITK; the nearest voxel is taken.
+
+    Raises:
+        InputError: a point is not three numbers and a label.
+    """
+    points: list[Point] = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        fields = [field.strip() for field in part.split(",")]
+        try:
+            if len(fields) not in (3, 4) or (len(fields) == 4 and fields[3] not in ("0", "1")):
+                raise ValueError
+            x, y, z = (float(field) for field in fields[:3])
+            if space == "voxel" and not all(value.is_integer() for value in (x, y, z)):
+                raise ValueError
+        except ValueError:
+            raise InputError(
+                f"point {part!r}: expected i,j,k,label with "
+                + ("whole voxel indices" if space == "voxel" else "millimetres")
+                + " and label 1 (foreground) or 0 (background)"
+            ) from None
+        index = volume.to_index((x, y, z)) if space == "physical" else (int(x), int(y), int(z))
+        points.append((index, fields[3:] != ["0"]))
+    if not points:
+        raise InputError('no points given; expected e.g. --points "64,70,32,1"')
+    return points

@@ -1,0 +1,148 @@
+"""Patches to train on, as an endless numbered stream: patch n is the same whoever asks for it and whenever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+from uscl.data.datasets import Case
+from uscl.data.patches import corner_around, corner_around_label
+from uscl.data.store import PreparedStore
+from uscl.data.volume import Array, Index
+from uscl.errors import InputError
+from uscl.seeds import derive_seed
+
+_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class PatchSampling:
+    """Where training patches are cut.
+
+    Attributes:
+        centre: ``label_box``: on the object's bounding box, as SAM-Med3D trains. ``foreground``: on a random voxel of
+            the object. ``volume``: anywhere, without looking at labels, as contrastive pre-training does.
+        jitter: the centre moves by up to this many voxels along every axis.
+        minimum_foreground: an object with fewer voxels in the patch is passed over for another; SAM-Med3D asks for
+            more than 1000 at 1.5 mm (3.4 ml).
+        flip_probability: chance of mirroring the patch, for each axis on its own.
+    """
+
+    centre: Literal["label_box", "foreground", "volume"] = "label_box"
+    jitter: int = 0
+    minimum_foreground: int = 1000
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.jitter < 0 or self.minimum_foreground < 1 or not 0 <= self.flip_probability <= 1:
+            raise InputError(f"sampling needs jitter >= 0, minimum_foreground >= 1, flip_probability in [0, 1]: {self}")
+
+
+class TrainingPatches(Dataset[dict[str, Any]]):
+    """Patch n of the stream. Classes are drawn evenly, then one of the cases that have the class.
+
+    Args:
+        store: prepared cases.
+        cases_of: for each label id the cases that have it; one key None with all cases where labels are not looked at.
+        sampling: where to cut.
+        seed: of the stream.
+    """
+
+    def __init__(
+        self, store: PreparedStore, cases_of: Mapping[int | None, Sequence[Case]], sampling: PatchSampling, seed: int
+    ) -> None:
+        self.store = store
+        self.cases_of = {key: tuple(cases) for key, cases in cases_of.items() if cases}
+        self.sampling = sampling
+        self.seed = seed
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Patch ``number``.
+
+        Returns:
+            ``image`` float32 [1, S, S, S] and ``case``; with labels also ``target``, float32 0/1 of the same shape, and
+            ``class_name``.
+
+        Raises:
+            InputError: no object large enough was met in many draws.
+        """
+        for attempt in range(_ATTEMPTS):
+            random = np.random.default_rng(derive_seed("patch", self.seed, number, attempt))
+            keys = list(self.cases_of)
+            label_id = keys[random.integers(len(keys))]
+            cases = self.cases_of[label_id]
+            patch = self._cut(cases[random.integers(len(cases))], label_id, random)
+            if patch is not None:
+                return patch
+        raise InputError(
+            f"in {_ATTEMPTS} draws no object had {self.sampling.minimum_foreground} voxels in its patch; lower "
+            "data.sampling.minimum_foreground, or check the spacing and the labels"
+        )
+
+    def _cut(self, case: Case, label_id: int | None, random: np.random.Generator) -> dict[str, Any] | None:
+        preprocessing, sampling = self.store.preprocessing, self.sampling
+        size = preprocessing.patch_size
+        prepared = self.store.get(case)
+        mask = None
+        if label_id is None:
+            corner = _corner_anywhere(prepared.image.shape, size, random)
+        else:
+            mask = self.store.labelled(case)[1] == label_id
+            if sampling.centre == "label_box":
+                corner = corner_around_label(mask, size)
+            else:
+                voxels = np.flatnonzero(mask)
+                if voxels.size == 0:
+                    return None
+                corner = corner_around(np.unravel_index(random.choice(voxels), mask.shape), size)
+        shift = random.integers(-sampling.jitter, sampling.jitter + 1, 3)
+        corner = (corner[0] + int(shift[0]), corner[1] + int(shift[1]), corner[2] + int(shift[2]))
+        image = preprocessing.normalise(preprocessing.cut(prepared.image, corner), corner, prepared.image.shape)
+        flips = tuple(axis for axis in range(3) if random.random() < sampling.flip_probability)
+        patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))}
+        if mask is not None and label_id is not None:
+            target = preprocessing.cut(mask, corner)
+            if np.count_nonzero(target) < sampling.minimum_foreground:
+                return None
+            patch["target"] = _as_tensor(np.flip(target, flips))
+            patch["class_name"] = self.store.data_set.label_names[label_id]
+        return patch
+
+
+class PatchNumbers(DistributedSampler[Any]):
+    """Numbers of the patches of one epoch: epoch e of length L takes e * L to (e + 1) * L - 1, shared out by rank.
+
+    A subclass of DistributedSampler so that Lightning leaves it alone on several processes; the number a patch gets
+    does not depend on how many there are.
+
+    Args:
+        length: patches per epoch over all processes.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        super().__init__(range(length), num_replicas=world_size, rank=rank, shuffle=False, drop_last=True)  # type: ignore[arg-type]
+        self.length = length
+
+    def __iter__(self) -> Iterator[int]:
+        begin = self.epoch * self.length
+        return iter(range(begin + self.rank, begin + self.num_samples * self.num_replicas, self.num_replicas))
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+def _corner_anywhere(shape: tuple[int, ...], size: int, random: np.random.Generator) -> Index:
+    """A patch that covers as much of the volume as it can: centred along short axes, anywhere along long ones."""
+    corner = [int(random.integers(n - size + 1)) if n > size else (n - size) // 2 for n in shape]
+    return corner[0], corner[1], corner[2]
+
+
+def _as_tensor(array: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]

@@ -1,0 +1,122 @@
+"""Pictures of masks. None of them is for diagnosis, and each says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+DISCLAIMER = "Research software, not a medical device."
+# Okabe and Ito's colours, told apart by colour-blind readers.
+REFERENCE_COLOUR, PREDICTION_COLOUR = "#E69F00", "#56B4E9"
+FOREGROUND_COLOUR, BACKGROUND_COLOUR = "#009E73", "#D55E00"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One object on one slice, ready to be drawn: rows run downwards, columns to the right.
+
+    Attributes:
+        title: what it is.
+        image: intensities [row, column].
+        reference: mask, or None where there is none.
+        predictions: mask after each number of clicks.
+        clicks: (row, column, foreground) of the clicks that lie within two slices.
+        dice: after each number of clicks, over the whole volume; empty where there is no reference.
+        pixel_mm: width and height of a pixel.
+    """
+
+    title: str
+    image: NDArray[Any]
+    reference: NDArray[np.bool_] | None
+    predictions: dict[int, NDArray[np.bool_]]
+    clicks: tuple[tuple[int, int, bool], ...]
+    dice: dict[int, float]
+    pixel_mm: tuple[float, float]
+
+
+def radiological(plane: NDArray[Any]) -> NDArray[Any]:
+    """An (x, y) plane of a RAS array as [row, column]: the patient's right on the left, anterior on top.
+
+    A sweep without patient orientation shows as on the machine: lateral to the right, depth downwards.
+    """
+    return plane[::-1, ::-1].T
+
+
+def make_panel(
+    title: str,
+    image: NDArray[Any],
+    reference: NDArray[np.bool_] | None,
+    predictions: dict[int, NDArray[np.bool_]],
+    clicks: Sequence[tuple[tuple[int, int, int], bool]],
+    dice: dict[int, float],
+    spacing: Sequence[float],
+) -> Panel:
+    """Cuts the z-slice with most of the object out of arrays indexed [x, y, z] in RAS.
+
+    Args:
+        title: what it is.
+        image: intensities.
+        reference: mask of the object, or None.
+        predictions: mask after each number of clicks.
+        clicks: voxel index and whether it is foreground.
+        dice: after each number of clicks.
+        spacing: mm.
+    """
+    object_mask = reference if reference is not None and reference.any() else list(predictions.values())[-1]
+    k = int(object_mask.sum((0, 1)).argmax()) if object_mask.any() else clicks[0][0][2]
+    nx, ny, _ = image.shape
+    near = tuple((ny - 1 - y, nx - 1 - x, fg) for (x, y, z), fg in clicks if abs(z - k) <= 2)
+    return Panel(
+        title=title,
+        image=radiological(image[:, :, k]),
+        reference=None if reference is None else radiological(reference[:, :, k]),
+        predictions={count: radiological(mask[:, :, k]) for count, mask in predictions.items()},
+        clicks=near,
+        dice=dict(dice),
+        pixel_mm=(float(spacing[0]), float(spacing[1])),
+    )
+
+
+def save_panels(path: Path, panels: Sequence[Panel], heading: str) -> None:
+    """One row per object: the image, the reference, and the mask after each number of clicks."""
+    counts = sorted({count for panel in panels for count in panel.predictions})
+    columns = 2 + len(counts)
+    figure = Figure(figsize=(2.1 * columns, 2.35 * len(panels) + 0.6), layout="constrained")
+    axes = np.atleast_2d(np.asarray(figure.subplots(len(panels), columns)))
+    for panel, row in zip(panels, axes, strict=True):
+        _show(row[0], panel, f"{panel.title}")
+        _show(row[1], panel, "reference")
+        if panel.reference is not None:
+            _outline(row[1], panel.reference, REFERENCE_COLOUR)
+        for axis, count in zip(row[2:], counts, strict=True):
+            dice = f", Dice {panel.dice[count]:.2f}" if count in panel.dice else ""
+            _show(axis, panel, f"{count} click{'s' * (count > 1)}{dice}")
+            if panel.reference is not None:
+                _outline(axis, panel.reference, REFERENCE_COLOUR)
+            _outline(axis, panel.predictions[count], PREDICTION_COLOUR)
+        for y, x, foreground in panel.clicks:
+            colour = FOREGROUND_COLOUR if foreground else BACKGROUND_COLOUR
+            row[-1].plot(x, y, marker="+" if foreground else "x", color=colour, markersize=6)
+    figure.suptitle(f"{heading}\norange: reference, blue: prediction, + foreground, x background. {DISCLAIMER}", size=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _show(axis: Axes, panel: Panel, title: str) -> None:
+    width, height = panel.pixel_mm
+    low, high = np.percentile(panel.image, (1, 99.5))  # a few bright voxels must not make the rest black
+    axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, aspect=height / width, interpolation="nearest")
+    axis.set_title(title, size=7)
+    axis.set_axis_off()
+
+
+def _outline(axis: Axes, mask: NDArray[np.bool_], colour: str) -> None:
+    if mask.any():
+        axis.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.0)

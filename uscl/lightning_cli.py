@@ -1,0 +1,110 @@
+"""``uscl fit``, ``validate``, ``test`` and ``predict``: LightningCLI with a run folder and our callbacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionYesNo
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+import uscl
+
+# Imported so that their short names work in YAML and on the command line.
+from uscl.data import VolumeDataModule
+from uscl.data.mask_writer import MaskWriter
+from uscl.evaluation.scoring import Scoring
+from uscl.phantom import PhantomDataModule
+from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
+from uscl.stages import AdapterExport, LoRASegModule, VCLPretrainModule
+
+__all__ = ["LoRASegModule", "PhantomDataModule", "UsclCLI", "VCLPretrainModule", "VolumeDataModule", "run"]
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes the resolved configuration and the run's record into the run folder, and into W&B where that logs."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called once, on the first process."""
+        folder = Path(trainer.default_root_dir)
+        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+        begin_record(folder, self.config.get("seed_everything"))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Notes that the run came to its end."""
+        if trainer.is_global_zero and not trainer.interrupted:
+            end_record(Path(trainer.default_root_dir), "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Notes what ended the run."""
+        if trainer.is_global_zero:
+            end_record(Path(trainer.default_root_dir), f"failed: {type(exception).__name__}")
+
+
+class UsclCLI(LightningCLI):
+    """LightningCLI that gives every run a folder of its own: ``trainer.default_root_dir``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds ``--overwrite``."""
+        parser.add_argument(
+            "--overwrite",
+            action=ActionYesNo,
+            default=False,
+            help="Replace the run in trainer.default_root_dir. Without it a folder in use gets a number: runs/vcl-2.",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Claims the run folder."""
+        config = self.config[self.subcommand]
+        wanted = config.trainer.default_root_dir or f"runs/{self.subcommand}"
+        if config.trainer.fast_dev_run:
+            return
+        folder = claim_run_folder(wanted, config.overwrite)
+        if folder != Path(wanted).expanduser():
+            rank_zero_info(f"{wanted} holds an earlier run; this one goes to {folder} (--overwrite would replace it)")
+        config.trainer.default_root_dir = str(folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks that make a run leave something behind, and a CSV logger where none is chosen."""
+        config = self.config[self.subcommand].trainer
+        folder = config.default_root_dir
+        callbacks: list[Callback] = [AdapterExport(), Scoring(), MaskWriter()]
+        if not config.fast_dev_run:
+            if config.enable_checkpointing is not False:
+                latest = ModelCheckpoint(f"{folder}/checkpoints", "last", enable_version_counter=False)
+                callbacks.append(latest)
+            if config.logger is None or config.logger is True:
+                kwargs["logger"] = CSVLogger(folder, name="", version="")
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+
+def run(args: list[str] | None) -> None:
+    """Runs one of Lightning's verbs.
+
+    Args:
+        args: the command line, beginning with the verb; None takes the program's.
+    """
+    try:
+        UsclCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunRecord,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "uscl", "version": uscl.__version__},
+            args=args,
+        )
+    finally:
+        release_run_folder()

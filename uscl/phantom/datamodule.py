@@ -1,0 +1,45 @@
+"""A data module that makes its own data where there is none: every experiment runs offline on it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from uscl.data.datamodule import VolumeDataModule
+from uscl.phantom.study import StudySettings, simulate_study
+
+log = logging.getLogger(__name__)
+
+
+class PhantomDataModule(VolumeDataModule):
+    """Simulated ultrasound sweeps. Where ``root`` is missing or incomplete they are simulated first.
+
+    Figures on phantoms say nothing about patients. With data of your own use
+    :class:`~uscl.data.datamodule.VolumeDataModule`, which takes the same settings.
+
+    Args:
+        root: folder of the study.
+        study: what to simulate; must be what the folder holds, if it holds a study.
+        simulation_workers: processes that simulate.
+        options: those of :class:`~uscl.data.datamodule.VolumeDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/phantom/ultrasound",
+        study: StudySettings = StudySettings(),  # noqa: B008 (frozen)
+        simulation_workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(root=root, **options)
+        self.study = study
+        self.simulation_workers = simulation_workers
+        if self.prompts is None:
+            self.prompts = str(Path(root) / "prompts.csv")
+
+    def prepare_data(self) -> None:
+        """Simulates what is missing; Lightning calls this on one process per machine."""
+        if not (Path(self.root) / "contact_sheet.png").is_file():
+            log.info("Simulating %d patients into %s", self.study.patients, self.root)
+        simulate_study(self.root, self.study, self.simulation_workers)

@@ -1,0 +1,134 @@
+"""Playing the user: the click-by-click loops of training and of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from uscl.backbone import SamMed3D
+from uscl.errors import InputError
+from uscl.prompting.clicks import Click, as_points, error_click
+from uscl.prompting.segmenter import Segmenter, blank_mask_prompt, upsample
+from uscl.seeds import Draw
+
+if TYPE_CHECKING:
+    from uscl.types import LogitBatch, PatchBatch
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingClicks:
+    """How clicks are simulated in training; the defaults are SAM-Med3D's training script.
+
+    Attributes:
+        count: clicks per image. The last one of three or more is given as the mask prompt alone, and so is one drawn
+            from the third to the third last where there are five or more.
+        accumulate: show the model all clicks so far instead of the newest alone.
+        threshold: a voxel counts as predicted where its logit exceeds this. The published script compares logits, not
+            probabilities, with 0.5.
+    """
+
+    count: int = 11
+    accumulate: bool = False
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"clicks.count must be at least 1, found {self.count}")
+
+    def without_points(self, draw: Draw) -> set[int]:
+        """The iterations, counted from 0, that see the mask prompt alone."""
+        last = {self.count - 1} if self.count >= 3 else set()
+        return last | {2 + draw(self.count - 4)} if self.count >= 5 else last
+
+
+def training_rollout(
+    model: SamMed3D, image: PatchBatch, target: LogitBatch, loss: Loss, clicks: TrainingClicks, draw: Draw
+) -> tuple[Tensor, LogitBatch]:
+    """One training step's clicks: the image is encoded once, gradients flow through all iterations.
+
+    Source: the training loop of https://github.com/uni-medical/SAM-Med3D.
+
+    Args:
+        model: the backbone.
+        image: [B, 1, S, S, S].
+        target: 0/1 masks of the same shape; every one must hold an object.
+        loss: takes logits and target, both [B, 1, S, S, S].
+        clicks: the protocol.
+        draw: picks the mask-only iteration and every click.
+
+    Returns:
+        The sum of the losses after each click, and the logits [B, 1, S, S, S] after the last, detached.
+    """
+    embedding = model.encode_image(image)
+    size = model.config.image_size
+    low = blank_mask_prompt(model, image.shape[0], embedding)
+    logits = torch.zeros_like(target)
+    objects = target[:, 0] > 0
+    mask_only = clicks.without_points(draw)
+    given: list[list[Click]] = [[] for _ in range(image.shape[0])]
+    total = torch.zeros((), device=image.device)
+    for step in range(clicks.count):
+        predicted = logits[:, 0].detach() > clicks.threshold
+        for sample, history in enumerate(given):
+            history.append(error_click(predicted[sample], objects[sample], draw))
+        shown = [history if clicks.accumulate else history[-1:] for history in given]
+        points = None
+        if step not in mask_only:
+            pairs = [as_points(history, image.device) for history in shown]
+            points = torch.cat([coords for coords, _ in pairs]), torch.cat([labels for _, labels in pairs])
+        low = model.decode(embedding, points, low)[0]
+        logits = upsample(low, size)
+        total = total + loss(logits, target)
+    return total, logits.detach()
+
+
+@dataclass(frozen=True)
+class RolloutStep:
+    """What came out after one click of an evaluation.
+
+    Attributes:
+        clicks: all clicks so far.
+        logits: [S, S, S] on the patch grid.
+        seconds: time spent on all clicks so far, encoding the image included, scoring by the caller not.
+    """
+
+    clicks: tuple[Click, ...]
+    logits: Tensor
+    seconds: float
+
+
+def evaluation_rollout(
+    segmenter: Segmenter, image: PatchBatch, target: Tensor, count: int, draw_for: Callable[[int], Draw]
+) -> Iterator[RolloutStep]:
+    """Sets ``count`` clicks on one object, each on the errors of the mask before; the first meets an empty mask.
+
+    Args:
+        segmenter: the method.
+        image: [1, 1, S, S, S].
+        target: bool mask [S, S, S] of the object.
+        count: number of clicks.
+        draw_for: the draw of click number 1, 2, ...; key it by data set, case, class and number, and every method
+            meets the same first click.
+
+    Yields:
+        One step after each click. A voxel counts as predicted where its logit is above 0.
+    """
+    begin = perf_counter()
+    segmenter.set_image(image)
+    seconds = perf_counter() - begin
+    clicks: list[Click] = []
+    predicted = torch.zeros_like(target)
+    for number in range(1, count + 1):
+        begin = perf_counter()
+        clicks.append(error_click(predicted, target, draw_for(number)))
+        logits = segmenter.segment(clicks)
+        predicted = logits > 0
+        seconds += perf_counter() - begin
+        yield RolloutStep(tuple(clicks), logits, seconds)

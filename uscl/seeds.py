@@ -1,0 +1,35 @@
+"""Seeds derived from names and numbers, so that a draw depends on what it is for and on nothing else.
+
+Draws keyed this way are the same whatever the order of the cases, the number of workers or processes, and whether the
+run was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+Draw = Callable[[int], int]
+"""Draws an integer from [0, n), e.g. which of n wrong voxels is clicked."""
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Mixes parts into a seed in [0, 2^32), which every generator of numpy and torch accepts.
+
+    Args:
+        parts: what the draw is for, e.g. ``derive_seed("click", data_set, case, class_name, number)``. The type
+            counts: 1 and "1" differ.
+
+    Returns:
+        The first four bytes of the BLAKE2b hash of the parts.
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def seeded_draw(*key: int | str) -> Draw:
+    """A draw that depends on its key alone, e.g. ``seeded_draw("click", data_set, case, class_name, 1)``."""
+    import numpy as np  # here, so that importing this module stays free
+
+    generator = np.random.default_rng(derive_seed(*key))
+    return lambda n: int(generator.integers(n))

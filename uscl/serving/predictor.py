@@ -1,0 +1,112 @@
+"""From a volume and clicks to a mask on the volume's own grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from uscl.backbone import SamMed3DConfig, Trunk, load_trunk
+from uscl.data.evaluation_patches import place_patch
+from uscl.data.patches import Preprocessing
+from uscl.data.prompts import Point
+from uscl.data.volume import Volume, read_image
+from uscl.errors import InputError
+from uscl.prompting import Click, SamMed3DSegmenter
+from uscl.tuning import load_adapter
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What :meth:`Predictor.segment` returns.
+
+    Attributes:
+        mask: uint8, 1 where the object is, on the grid of the volume that was given.
+        volume_ml: volume of the mask, millilitres.
+        cut_short: the mask reaches a face of the patch inside the volume, so the object may go on beyond it.
+    """
+
+    mask: Volume
+    volume_ml: float
+    cut_short: bool
+
+
+class Predictor:
+    """A model ready to segment whole volumes from clicks.
+
+    Args:
+        backbone: configuration or variant name; an adapter brings its own.
+        weights: checkpoint of the trunk, a file or ``hf://`` reference; None leaves random weights.
+        adapter: adapter file that ``uscl fit`` left, or None for the untouched backbone.
+        preprocessing: how volumes are prepared; None takes the adapter's, or the default.
+        device: where to compute.
+
+    Attributes:
+        trunk: the model and what its weights were.
+
+    Raises:
+        InputError: a file cannot be used, or the patch size does not fit the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: SamMed3DConfig | str = "vit_b_ori",
+        weights: str | os.PathLike[str] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+        device: str = "cpu",
+    ) -> None:
+        found = load_adapter(adapter) if adapter is not None else None
+        self.trunk: Trunk = load_trunk(found.backbone if found else backbone, weights)
+        if found is not None:
+            found.apply(self.trunk)
+        size = self.trunk.model.config.image_size
+        if preprocessing is None:
+            trained = found.preprocessing if found else None
+            preprocessing = Preprocessing(**trained) if trained else replace(Preprocessing(), patch_size=size)
+        if preprocessing.patch_size != size:
+            raise InputError(f"preprocessing.patch_size is {preprocessing.patch_size}, but the backbone takes {size}")
+        self.preprocessing = preprocessing
+        self.device = device
+        self._segmenter = SamMed3DSegmenter(self.trunk.model.to(device).eval())
+        self._volume: Volume | None = None
+        self._encoded: tuple[int, int, int] | None = None
+
+    def set_image(self, image: Volume | str | os.PathLike[str]) -> None:
+        """Takes the volume to segment.
+
+        Raises:
+            InputError: the file cannot be used (see :func:`uscl.data.read_image`).
+        """
+        self._volume = image if isinstance(image, Volume) else read_image(image)
+        self._encoded = None
+
+    def segment(self, points: Sequence[Point]) -> Prediction:
+        """Segments one object from all its clicks, in the order in which they were set.
+
+        The patch is centred on the box that holds the foreground clicks, never on a label; it is encoded again only
+        if it moves.
+
+        Args:
+            points: voxel index (x, y, z) in the volume as the file counts them, and whether it is foreground.
+
+        Raises:
+            InputError: no image was set, no foreground click, a click outside the volume, or foreground clicks further
+                apart than the patch.
+        """
+        if self._volume is None:
+            raise InputError("set_image comes before segment")
+        patch = place_patch(self._volume, points, self.preprocessing)
+        if self._encoded != patch["corner"]:
+            self._segmenter.set_image(patch["image"][None].to(self.device))
+            self._encoded = patch["corner"]
+        logits = self._segmenter.segment([Click(index, foreground) for index, foreground in patch["points"]])
+        grid, corner, values = patch["grid"], patch["corner"], logits.float().cpu().numpy()
+        mask = grid.restore(values, corner)
+        return Prediction(
+            mask=self._volume.with_array(mask),
+            volume_ml=float(mask.sum() * np.prod(self._volume.spacing) / 1000),
+            cut_short=grid.cut_short(values > 0, corner),
+        )

@@ -1,0 +1,78 @@
+"""What both stages do the same way: optimisers, announcing the trunk, fitting the data to the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim import AdamW
+
+from uscl.backbone import RANDOM_WEIGHTS, Trunk
+from uscl.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def configure_optimizers(
+    module: LightningModule, optimizer: OptimizerCallable | None, lr_scheduler: LRSchedulerCallable | None
+) -> OptimizerLRScheduler:
+    """Builds the optimiser over what is trainable; the scheduler, if any, steps once per epoch.
+
+    Without an optimiser it is AdamW as SAM-Med3D trains its encoder: learning rate 8e-4, betas 0.9 and 0.999, weight
+    decay 0.1.
+
+    Raises:
+        InputError: nothing is trainable.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InputError("nothing is trainable; set model.lora, e.g. --model.lora.rank 32")
+    built = optimizer(parameters) if optimizer else AdamW(parameters, lr=8e-4, betas=(0.9, 0.999), weight_decay=0.1)
+    return [built], [] if lr_scheduler is None else [lr_scheduler(built)]
+
+
+def announce_trunk(trunk: Trunk) -> None:
+    """Says on screen what the trunk's weights are, loudly if they are random."""
+    if trunk.weights == RANDOM_WEIGHTS:
+        log.warning(
+            "The trunk has RANDOM WEIGHTS (no model.weights given): this run shows that everything works, "
+            "not how well it segments"
+        )
+    else:
+        log.info("Trunk: %s", trunk.weights)
+
+
+def data_preprocessing(module: LightningModule, image_size: int) -> dict[str, Any] | None:
+    """The preprocessing of the run's data module as plain values, checked against the model's input size.
+
+    Raises:
+        InputError: the patches have another size than the model takes.
+    """
+    datamodule = getattr(module.trainer, "datamodule", None)
+    preprocessing = getattr(datamodule, "preprocessing", None)
+    if preprocessing is None:
+        return None
+    if preprocessing.patch_size != image_size:
+        raise InputError(
+            f"data.preprocessing.patch_size is {preprocessing.patch_size}, but the backbone takes {image_size}; "
+            f"set it to {image_size}"
+        )
+    return dataclasses.asdict(preprocessing)
+
+
+def warn_of_other_preprocessing(adapter: dict[str, Any] | None, data: dict[str, Any] | None) -> None:
+    """Says which settings differ between the data an adapter was trained on and the data at hand."""
+    if adapter is None or data is None:
+        return
+    differing = {key: (adapter[key], data.get(key)) for key in adapter if _plain(adapter[key]) != _plain(data.get(key))}
+    if differing:
+        told = "; ".join(f"{key} was {was} and is {now}" for key, (was, now) in differing.items())
+        log.warning("The adapter was trained with another preprocessing: %s. Expect worse masks", told)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

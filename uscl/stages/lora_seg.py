@@ -1,0 +1,225 @@
+"""Stage 2: LoRA fine-tuning for segmentation from clicks; also testing and prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from monai.losses.dice import DiceCELoss
+from torch import Tensor
+
+import uscl
+from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, load_trunk
+from uscl.errors import InputError
+from uscl.prompting import Click, SamMed3DSegmenter, TrainingClicks, evaluation_rollout, training_rollout
+from uscl.prompting.rollout import RolloutStep
+from uscl.seeds import seeded_draw
+from uscl.stages.common import (
+    announce_trunk,
+    configure_optimizers,
+    data_preprocessing,
+    warn_of_other_preprocessing,
+)
+from uscl.tuning import Adapter, LoRA, load_adapter, lora_state_dict
+
+
+class LoRASegModule(LightningModule):
+    """Trains LoRA in encoder and mask decoder with simulated clicks; tests and predicts with any adapter, or none.
+
+    Loss and clicks are SAM-Med3D's: the sum over the clicks of Dice with squared denominator plus binary
+    cross-entropy. Logged: ``train/loss`` (per click), ``val/dice_N`` at every N of ``val_clicks`` and ``val/dice``,
+    the last of them.
+
+    Args:
+        backbone: configuration or variant name.
+        weights: checkpoint of the trunk, a file or ``hf://owner/repo/file``; null leaves random weights, which is said.
+        adapter: adapter file to test, predict or go on training with; it brings its own LoRA settings.
+        vcl_adapter: adapter file of stage 1, whose encoder LoRA training starts from. Where ``lora.modules`` is
+            ``decoder`` that encoder LoRA stays frozen.
+        lora: the LoRA to train; null for the untouched backbone, which can be tested but not trained.
+        clicks: how clicks are simulated in training.
+        val_clicks: numbers of clicks after which validation looks at Dice.
+        test_clicks: numbers of clicks after which a test scores; the paper's are 1, 3, 5 and 10.
+        optimizer: null is AdamW with SAM-Med3D's settings.
+        lr_scheduler: stepped once per epoch.
+        activation_checkpointing: recompute encoder blocks in the backward pass: less memory, more time.
+        seed: of the training clicks.
+        method: name in the result rows; null derives it from the adapter.
+    """
+
+    def __init__(
+        self,
+        backbone: SamMed3DConfig | str = "vit_b_ori",
+        weights: str | None = None,
+        adapter: str | None = None,
+        vcl_adapter: str | None = None,
+        lora: LoRA | None = LoRA(),  # noqa: B008 (frozen)
+        clicks: TrainingClicks = TrainingClicks(),  # noqa: B008 (frozen)
+        val_clicks: tuple[int, ...] = (1, 5),
+        test_clicks: tuple[int, ...] = (1, 3, 5, 10),
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        activation_checkpointing: bool = False,
+        seed: int = 0,
+        method: str | None = None,
+    ) -> None:
+        super().__init__()
+        if min(*val_clicks, *test_clicks, 1) < 1:
+            raise InputError(f"numbers of clicks begin at 1; found {val_clicks} and {test_clicks}")
+        if adapter is not None and vcl_adapter is not None:
+            raise InputError("give model.adapter (a finished stage 2) or model.vcl_adapter (a stage 1), not both")
+        self.backbone = backbone
+        self.weights = weights
+        self.adapter_file = adapter
+        self.vcl_adapter_file = vcl_adapter
+        self.lora = lora
+        self.clicks = clicks
+        self.val_clicks = tuple(sorted(val_clicks))
+        self.test_clicks = tuple(sorted(test_clicks))
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.activation_checkpointing = activation_checkpointing
+        self.seed = seed
+        self.method = method or ""
+        self.loss = DiceCELoss(sigmoid=True, squared_pred=True, reduction="mean")
+        self.trunk: Trunk | None = None
+        self._inserted: dict[Any, LoRA] = {}
+        self._trained_preprocessing: dict[str, Any] | None = None
+
+    net: SamMed3D
+
+    def configure_model(self) -> None:
+        """Builds the trunk and inserts LoRA: the adapter's, or the one to train."""
+        if self.trunk is not None:
+            return
+        adapter = load_adapter(self.adapter_file) if self.adapter_file else None
+        self.trunk = load_trunk(adapter.backbone if adapter else self.backbone, self.weights)
+        announce_trunk(self.trunk)
+        self.net = self.trunk.model
+        self.net.requires_grad_(False)
+        if adapter is not None:
+            self._start_from(adapter)
+        elif self.lora is not None:
+            self._start_fresh(self.lora)
+        else:
+            self.method = self.method or "SAM-Med3D"
+        self.net.image_encoder.activation_checkpointing = self.activation_checkpointing
+
+    def on_fit_start(self) -> None:
+        """Checks the data against the model before the first step."""
+        data_preprocessing(self, self.net.config.image_size)
+
+    def on_test_start(self) -> None:
+        """Checks the data against the model and the adapter."""
+        data = data_preprocessing(self, self.net.config.image_size)
+        warn_of_other_preprocessing(self._trained_preprocessing, data)
+
+    on_predict_start = on_test_start
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One step on patches and targets [B, 1, S, S, S]; the loss is the sum over the clicks."""
+        draw = seeded_draw("training", self.seed, self.current_epoch, batch_idx, self.global_rank)
+        loss, _ = training_rollout(self.net, batch["image"], batch["target"], self.loss, self.clicks, draw)
+        per_click = loss.detach() / self.clicks.count
+        self.log("train/loss", per_click, prog_bar=True, on_epoch=True, batch_size=len(batch["image"]), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Dice within the patch of one object, after each number of clicks in ``val_clicks``."""
+        target = batch["target"]
+        for step in self._roll(batch, self.val_clicks):
+            predicted = step.logits > 0
+            total = predicted.sum() + target.sum()
+            dice = 2 * (predicted & target).sum() / total
+            count = len(step.clicks)
+            names = [f"val/dice_{count}"] + ["val/dice"] * (count == self.val_clicks[-1])
+            for name in names:
+                self.log(name, dice, prog_bar=name == "val/dice", batch_size=1, sync_dist=True)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Sets clicks on one object; the evaluation callback scores what comes out.
+
+        Returns:
+            ``steps``, one :class:`~uscl.prompting.rollout.RolloutStep` per number in ``test_clicks``; ``method`` and
+            ``weights`` for the result rows.
+        """
+        assert self.trunk is not None
+        return {"steps": self._roll(batch, self.test_clicks), "method": self.method, "weights": self.trunk.weights}
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Logits [S, S, S] for somebody's clicks on one object."""
+        segmenter = SamMed3DSegmenter(self.net)
+        segmenter.set_image(batch["image"])
+        return segmenter.segment([Click(index, foreground) for index, foreground in batch["points"]])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Over the LoRA of the tuned modules."""
+        return configure_optimizers(self, self.optimizer, self.lr_scheduler)
+
+    def adapter(self) -> Adapter:
+        """What this stage leaves behind: all LoRA tensors, those that stayed frozen included."""
+        assert self.trunk is not None
+        return Adapter(
+            stage="lora_seg",
+            method=self.method,
+            backbone=self.net.config,
+            trunk_weights=self.trunk.weights,
+            trunk_fingerprint=self.trunk.fingerprint,
+            lora=self._inserted,
+            preprocessing=data_preprocessing(self, self.net.config.image_size),
+            tensors=lora_state_dict(self.net),
+            version=uscl.__version__,
+        )
+
+    def _roll(self, batch: dict[str, Any], wanted: tuple[int, ...]) -> list[RolloutStep]:
+        names = (batch["data_set"], batch["case"], batch["class_name"])
+        steps = evaluation_rollout(
+            SamMed3DSegmenter(self.net),
+            batch["image"],
+            batch["target"],
+            max(wanted),
+            lambda number: seeded_draw("click", *names, number),
+        )
+        return [step for step in steps if len(step.clicks) in wanted]
+
+    def _start_from(self, adapter: Adapter) -> None:
+        assert self.trunk is not None
+        if adapter.stage != "lora_seg":
+            raise InputError(
+                f"{self.adapter_file}: is what stage {adapter.stage!r} left; start from it with --model.vcl_adapter"
+            )
+        adapter.apply(self.trunk)
+        self._inserted = dict(adapter.lora)
+        self._trained_preprocessing = adapter.preprocessing
+        self.method = self.method or adapter.method
+        self._train(tuple(part for part in adapter.lora if self.lora and part in self.lora.parts))
+
+    def _start_fresh(self, lora: LoRA) -> None:
+        assert self.trunk is not None
+        self.method = self.method or "SAM-Med3D + LoRA"
+        if self.vcl_adapter_file is not None:
+            vcl = load_adapter(self.vcl_adapter_file)
+            theirs = vcl.lora.get("encoder")
+            if theirs is None or vcl.stage != "vcl":
+                raise InputError(f"{self.vcl_adapter_file}: is what stage {vcl.stage!r} left, expected stage 1's")
+            if "encoder" in lora.parts and (theirs.rank, theirs.scale) != (lora.rank, lora.scale):
+                raise InputError(
+                    f"{self.vcl_adapter_file}: was trained with rank {theirs.rank} and scale {theirs.scale:g}, but "
+                    f"model.lora has rank {lora.rank} and scale {lora.scale:g}; make them equal"
+                )
+            vcl.apply(self.trunk, ("encoder",))
+            self._inserted["encoder"] = theirs
+            self.method = "USCL-Med3D"
+        for part in lora.parts:
+            if part not in self._inserted:
+                lora.insert(self.net, part)
+                self._inserted[part] = lora
+        self._train(lora.parts)
+
+    def _train(self, parts: tuple[str, ...]) -> None:
+        roots = {"encoder": "image_encoder.", "decoder": "mask_decoder."}
+        prefixes = tuple(roots[part] for part in parts)
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(".lora_" in name and name.startswith(prefixes))

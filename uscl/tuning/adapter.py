@@ -1,0 +1,106 @@
+"""Adapter files: what a stage leaves behind, megabytes instead of the trunk.
+
+An adapter is one safetensors file: the LoRA tensors, whatever else was trained, and in its metadata how they fit in and
+on which trunk. ``uscl test``, ``predict``, ``segment`` and ``serve`` take it as ``--model.adapter`` or ``--adapter``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from uscl.backbone import SamMed3DConfig, Trunk
+from uscl.errors import InputError
+from uscl.tuning.lora import PARTS, LoRA, Part
+
+FORMAT = "uscl-adapter-1"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The contents of an adapter file.
+
+    Attributes:
+        stage: which stage left it: ``vcl`` or ``lora_seg``.
+        method: name for result rows.
+        backbone: architecture it was made for.
+        trunk_weights: what the trunk's weights were, in words.
+        trunk_fingerprint: hash of the trunk's weights; applying to any other trunk is refused.
+        lora: the LoRA of each adapted part.
+        preprocessing: how volumes were prepared in training, as :class:`uscl.data.Preprocessing` writes itself down.
+        tensors: LoRA tensors named as in the model, and others that the stage trained under names of their own.
+        version: the version of uscl that wrote it.
+    """
+
+    stage: str
+    method: str
+    backbone: SamMed3DConfig
+    trunk_weights: str
+    trunk_fingerprint: str
+    lora: dict[Part, LoRA]
+    preprocessing: dict[str, Any] | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    version: str = ""
+
+    def apply(self, trunk: Trunk, parts: tuple[Part, ...] = PARTS) -> None:
+        """Inserts the LoRA of ``parts`` into a trunk, loads its tensors and freezes everything.
+
+        Raises:
+            InputError: the trunk is not the one the adapter was trained on.
+        """
+        if trunk.fingerprint != self.trunk_fingerprint:
+            raise InputError(
+                f"this adapter was trained on a trunk with {self.trunk_weights} ({self.trunk_fingerprint}), but the "
+                f"model has {trunk.weights} ({trunk.fingerprint}); give the weights it was trained on"
+            )
+        for part in parts:
+            if part in self.lora:
+                self.lora[part].insert(trunk.model, part)
+        wanted = [name for name in trunk.model.state_dict() if ".lora_" in name]
+        trunk.model.load_state_dict({name: self.tensors[name] for name in wanted}, strict=False)
+        trunk.model.requires_grad_(False)
+
+
+def save_adapter(path: str | os.PathLike[str], adapter: Adapter) -> None:
+    """Writes an adapter file in one step: a reader never meets half of it."""
+    described = {key: value for key, value in asdict(adapter).items() if key != "tensors"}
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+    save_file(tensors, partial, metadata={"format": FORMAT, "adapter": json.dumps(described, sort_keys=True)})
+    partial.replace(target)
+
+
+def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Reads an adapter file.
+
+    Raises:
+        InputError: the file is absent, damaged, or not an adapter.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(
+            f"{file}: no such adapter file; `uscl fit` leaves one as adapter.safetensors in its run folder"
+        )
+    try:
+        with safe_open(file, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: not a readable adapter file ({error}); make it again with `uscl fit`") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"{file}: found format {metadata.get('format')!r}, expected {FORMAT!r}; whole checkpoints go to --weights"
+        )
+    described = json.loads(metadata["adapter"])
+    described["backbone"] = SamMed3DConfig(**described["backbone"])
+    described["lora"] = {part: LoRA(**options) for part, options in described["lora"].items()}
+    return Adapter(tensors=tensors, **described)
