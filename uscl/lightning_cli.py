@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,22 @@ import uscl
 # Imported so that their short names work in YAML and on the command line.
 from uscl.data import VolumeDataModule
 from uscl.data.mask_writer import MaskWriter
+from uscl.errors import InputError
 from uscl.evaluation.scoring import Scoring
 from uscl.phantom import PhantomDataModule
 from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
 from uscl.stages import AdapterExport, LoRASegModule, VCLPretrainModule
 
 __all__ = ["LoRASegModule", "PhantomDataModule", "UsclCLI", "VCLPretrainModule", "VolumeDataModule", "run"]
+
+
+def _quieten() -> None:
+    """Silences what libraries say to their own developers, and advertising."""
+    # Lightning 2.6 asks torch 2.13 in a way that torch deprecates; MONAI 1.6 does the same to itself.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*get_mask_edges:always_return_as_numpy.*", category=FutureWarning)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.trainer"):
+        logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 class RunRecord(SaveConfigCallback):
@@ -71,6 +83,8 @@ class UsclCLI(LightningCLI):
         if folder != Path(wanted).expanduser():
             rank_zero_info(f"{wanted} holds an earlier run; this one goes to {folder} (--overwrite would replace it)")
         config.trainer.default_root_dir = str(folder)
+        if self.subcommand == "test":
+            config.verbose = False  # Scoring prints the table
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that make a run leave something behind, and a CSV logger where none is chosen."""
@@ -93,6 +107,7 @@ def run(args: list[str] | None) -> None:
     Args:
         args: the command line, beginning with the verb; None takes the program's.
     """
+    _quieten()
     try:
         UsclCLI(
             LightningModule,
@@ -106,5 +121,8 @@ def run(args: list[str] | None) -> None:
             parser_kwargs={"prog": "uscl", "version": uscl.__version__},
             args=args,
         )
+    except InputError:
+        release_run_folder(abandon=True)
+        raise
     finally:
         release_run_folder()

@@ -49,9 +49,15 @@ def claim_run_folder(wanted: str | os.PathLike[str], overwrite: bool) -> Path:
     return folder
 
 
-def release_run_folder() -> None:
-    """Ends what :func:`claim_run_folder` began, for programs that run several runs in one process."""
-    os.environ.pop(_SHARED, None)
+def release_run_folder(abandon: bool = False) -> None:
+    """Ends what :func:`claim_run_folder` began, for programs that run several runs in one process.
+
+    Args:
+        abandon: the run could not begin; if it left nothing but its record, that and the folder are removed.
+    """
+    folder = os.environ.pop(_SHARED, None)
+    if abandon and folder is not None and {path.name for path in Path(folder).glob("*")} <= {RECORD, "config.yaml"}:
+        shutil.rmtree(folder)
 
 
 def begin_record(folder: Path, seed: Any) -> None:

@@ -113,9 +113,9 @@ class WindowAttention(nn.Module):
         table_w = _relative(self.rel_pos_w, edge, edge)  # its query axis plays kh, which runs over padding too
         filler = bias_q.reshape(1, heads, 1, 1, 1, width).expand(batch, heads, d, h, edge - w, width)
         row = torch.cat([q, filler], dim=4) if w < edge else q
-        term_d = torch.einsum("bndhwc,dkc->bndhwk", q, table_d).float()  # [..., qw, kw]
-        term_h = torch.einsum("bndhxc,hkc->bndhxk", row, table_h).float()  # [..., kd, kw]
-        term_w = torch.einsum("bndhyc,ykc->bndhyk", row, table_w).float()  # [..., kh, kw]
+        term_d = _einsum("bndhwc,dkc->bndhwk", q, table_d)  # [..., qw, kw]
+        term_h = _einsum("bndhxc,hkc->bndhxk", row, table_h)  # [..., kd, kw]
+        term_w = _einsum("bndhyc,ykc->bndhyk", row, table_w)  # [..., kh, kw]
         real = (term_h[..., :d, None, :w] + term_w[..., None, :h, :w])[:, :, :, :, None] + term_d[..., None, None, :w]
         boxes = []
         all_h, all_w = term_h.logsumexp(4), term_w.logsumexp(4)  # over every kd, over every kh: [..., kw]
@@ -134,9 +134,9 @@ class WindowAttention(nn.Module):
         """The textbook positional logits; q is [B, heads, d, h, w, c]."""
         batch, heads, d, h, w, _ = q.shape
         edge, table_d, table_h, table_w = self._tables(d, h, w)
-        term_d = torch.einsum("bndhwc,dkc->bndhwk", q, table_d).float()  # [..., kd]
-        term_h = torch.einsum("bndhwc,hkc->bndhwk", q, table_h).float()  # [..., kh]
-        term_w = torch.einsum("bndhwc,wkc->bndhwk", q, table_w).float()  # [..., kw]
+        term_d = _einsum("bndhwc,dkc->bndhwk", q, table_d)  # [..., kd]
+        term_h = _einsum("bndhwc,hkc->bndhwk", q, table_h)  # [..., kh]
+        term_w = _einsum("bndhwc,wkc->bndhwk", q, table_w)  # [..., kw]
         real = term_d[..., :d, None, None] + term_h[..., None, :h, None] + term_w[..., None, None, :w]
         boxes = []
         if d < edge:  # kd padded, any kh and kw
@@ -149,6 +149,12 @@ class WindowAttention(nn.Module):
         n = d * h * w
         padded = torch.stack(boxes).logsumexp(0).reshape(batch, heads, n) if boxes else None
         return real.reshape(batch, heads, n, n), padded
+
+
+def _einsum(equation: str, q: Tensor, table: Tensor) -> Tensor:
+    """A product whose exponentials are summed next: in float32 at least, whatever autocast computed it in."""
+    term = torch.einsum(equation, q, table)
+    return term.float() if term.dtype in (torch.float16, torch.bfloat16) else term
 
 
 def _relative(rel_pos: Tensor, queries: int, edge: int) -> Tensor:

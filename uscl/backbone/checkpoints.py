@@ -88,7 +88,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadRepor
     if not matched:
         raise InputError(
             f"{file}: none of its {len(found)} tensors belongs to this model (first keys: {_some(tuple(found))}); "
-            "expected a SAM-Med3D checkpoint"
+            "expected a SAM-Med3D checkpoint (an adapter file is given as the adapter, not as the weights)"
         )
     wrong = [key for key in matched if found[key].shape != wanted[key].shape]
     if wrong:
@@ -164,7 +164,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise InputError(
             f"{file}: not a checkpoint that can be read safely ({reason}); fetch it again, or convert it to safetensors"
         ) from error

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from rich.progress import track
 from torch.utils.data import DataLoader
@@ -163,6 +164,12 @@ class VolumeDataModule(LightningDataModule):
         objects = PromptedObjects(read_prompts(self.prompts), self.preprocessing)
         sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)
         return self._loader(objects, sampler, batch_size=1, collate_fn=single)
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:  # fmt: skip
+        """Moves the tensors; grids, names and references stay where they are."""
+        return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
     def _objects_loader(self, split: Split) -> Loader:
         objects = LabelledObjects(self.store, self._objects[split], with_reference=split == "test")

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from uscl.errors import InputError
 
+# NIfTI data type codes of floating-point values.
+_NIFTI_FLOATS = {"16": "f4", "64": "f8"}
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 Array = NDArray[Any]
 Index = tuple[int, int, int]
@@ -94,8 +96,7 @@ def read_image(path: str | os.PathLike[str]) -> Volume:
     volume = _read(Path(path).expanduser())
     array = volume.array
     if not np.isfinite(array).all():
-        share = 100 * (1 - np.isfinite(array).mean())
-        raise InputError(f"{path}: {share:.2g} % of the values are NaN or infinite; repair or re-export the image")
+        raise InputError(f"{path}: holds NaN or infinite values; repair or re-export the image")
     if array.min() == array.max():
         raise InputError(f"{path}: every voxel is {array.flat[0]}; the image is empty, export it again")
     return volume
@@ -170,7 +171,7 @@ def _read(path: Path) -> Volume:
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        _check_nifti_length(path, reader)
+        _check_nifti_content(path, reader)
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(
@@ -196,24 +197,30 @@ def _read(path: Path) -> Volume:
     return Volume(array, (sx, sy, sz), image.GetOrigin(), direction, path)
 
 
-def _check_nifti_length(path: Path, reader: sitk.ImageFileReader) -> None:
-    """ITK reads a NIfTI file that was cut short without complaint and fills up with zeros; this complains."""
+def _check_nifti_content(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Looks at the bytes of a NIfTI file for what ITK hides when it reads it.
+
+    ITK fills up a file that was cut short with zeros, and turns NaN and infinite values into zeros, without a word.
+    """
     if not path.name.endswith((".nii", ".nii.gz")):
         return
     voxels = int(np.prod([int(size) for size in reader.GetSize()])) * reader.GetNumberOfComponents()
-    expected = float(reader.GetMetaData("vox_offset")) + voxels * int(reader.GetMetaData("bitpix")) / 8
-    if path.suffix == ".gz":
-        found = 0
-        try:
-            with gzip.open(path) as stream:
-                while chunk := stream.read(1 << 24):
-                    found += len(chunk)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path}: damaged or cut short ({error}); fetch it again") from error
-    else:
-        found = path.stat().st_size
+    offset = int(float(reader.GetMetaData("vox_offset")))
+    expected = offset + voxels * int(reader.GetMetaData("bitpix")) // 8
+    floating = _NIFTI_FLOATS.get(reader.GetMetaData("datatype"))
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            header = stream.read(offset)
+            order = "<" if header[:4] in (b"\x5c\x01\x00\x00", b"\x1c\x02\x00\x00") else ">"  # 348 or 540: its size
+            found = len(header)
+            while chunk := stream.read(1 << 24):
+                found += len(chunk)
+                if floating and not np.isfinite(np.frombuffer(chunk[: len(chunk) // 8 * 8], order + floating)).all():
+                    raise InputError(f"{path}: holds NaN or infinite values; repair or re-export the image")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: damaged or cut short ({error}); fetch it again") from error
     if found < expected:
-        raise InputError(f"{path}: cut short: {found} of {expected:.0f} bytes; fetch it again")
+        raise InputError(f"{path}: cut short: {found} of {expected} bytes; fetch it again")
 
 
 def _last_line(error: Exception) -> str:

@@ -104,7 +104,9 @@ class Scoring(Callback):
             chosen = np.unique(np.linspace(0, len(ranked) - 1, min(self.pictures, len(ranked))).astype(int))
             picture = folder / "pictures" / f"{name.replace(' ', '_')}.png"
             save_panels(picture, [ranked[i] for i in chosen], f"{heading}: best to worst of {len(ranked)} {name}")
-        Console().print(dice_table(rows, heading))
+        console = Console()
+        console.width = max(console.width, 120)  # a log file has no width of its own, and narrow tables cannot be read
+        console.print(dice_table(rows, heading))
         log.info("Rows, table and pictures: %s", folder)
 
 

@@ -67,8 +67,10 @@ def dice_table(rows: Sequence[ResultRow], title: str) -> Table:
     table.add_column("n", justify="right")
     for clicks in _clicks(rows):
         table.add_column(f"{clicks} pt", justify="right")
-    for line in _lines(rows):
-        table.add_row(*line, end_section=line[1] == EVERY_CLASS)
+    told = None
+    for method, *line in _lines(rows):
+        table.add_row("" if method == told else method, *line, end_section=line[0] == EVERY_CLASS)
+        told = method
     return table
 
 

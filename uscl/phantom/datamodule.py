@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uscl.data.datamodule import VolumeDataModule
-from uscl.phantom.study import StudySettings, simulate_study
+from uscl.phantom.study import CONTACT_SHEET, StudySettings, simulate_study
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,6 @@ class PhantomDataModule(VolumeDataModule):
 
     def prepare_data(self) -> None:
         """Simulates what is missing; Lightning calls this on one process per machine."""
-        if not (Path(self.root) / "contact_sheet.png").is_file():
+        if not (Path(self.root) / CONTACT_SHEET).is_file():
             log.info("Simulating %d patients into %s", self.study.patients, self.root)
         simulate_study(self.root, self.study, self.simulation_workers)

@@ -27,7 +27,7 @@ import torch
 from rich.progress import track
 from scipy import ndimage
 
-from uscl.data.volume import Volume, read_image, read_label, write_volume
+from uscl.data.volume import Array, Volume, read_image, read_label, write_volume
 from uscl.errors import InputError
 from uscl.phantom.anatomy import VOXEL, Side, build_torso, draw_pathology
 from uscl.phantom.sweeps import View, draw_machine, draw_pose
@@ -37,6 +37,7 @@ from uscl.seeds import derive_seed
 
 Split = Literal["train", "val", "test"]
 NAME = "phantom-ultrasound"
+CONTACT_SHEET = "contact_sheet.png"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def simulate_study(out: str | Path, settings: StudySettings, workers: int = 1) -
     """
     folder = Path(out).expanduser()
     _claim(folder, settings)
+    if (folder / CONTACT_SHEET).is_file():  # written last
+        return folder
     numbers = settings.patient_numbers()
     simulate = partial(_simulate_patient, folder, settings)
     done: Iterable[list[tuple[str, str, str]]]
@@ -193,13 +196,13 @@ def _write_contact_sheet(folder: Path, cases: list[tuple[str, str]], most: int =
         aspect = image.spacing[1] / image.spacing[0]
         axis.imshow(image.array[:, :, frame].T, cmap="gray", vmin=0, vmax=255, aspect=aspect)
         for label_id, colour in colours.items():
-            mask = label_id == label[:, :, frame].T
+            mask: Array = np.equal(label[:, :, frame].T, label_id)
             if mask.any():
                 axis.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=0.9)
         axis.set_title(name, size=8)
     named = ", ".join(f"{colour} {LABEL_NAMES[label_id]}" for label_id, colour in colours.items())
     figure.suptitle(f"Simulated sweeps, middle frame. Outlines: {named}", size=8)
-    figure.savefig(folder / "contact_sheet.png", dpi=90)
+    figure.savefig(folder / CONTACT_SHEET, dpi=90)
 
 
 def _one_thread() -> None:

@@ -97,7 +97,7 @@ class LoRASegModule(LightningModule):
         adapter = load_adapter(self.adapter_file) if self.adapter_file else None
         self.trunk = load_trunk(adapter.backbone if adapter else self.backbone, self.weights)
         announce_trunk(self.trunk)
-        self.net = self.trunk.model
+        self.net = self.trunk.model.train()  # Lightning keeps the mode it finds; nothing but dropout depends on it
         self.net.requires_grad_(False)
         if adapter is not None:
             self._start_from(adapter)

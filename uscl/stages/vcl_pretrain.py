@@ -90,7 +90,7 @@ class VCLPretrainModule(LightningModule):
             return
         self.trunk = load_trunk(self.backbone, self.weights)
         announce_trunk(self.trunk)
-        self.net = self.trunk.model
+        self.net = self.trunk.model.train()  # Lightning keeps the mode it finds; nothing but dropout depends on it
         self.subvolumes.edges(self.net.config.image_size)
         self.lora.apply(self.net)
         self.net.image_encoder.activation_checkpointing = self.activation_checkpointing

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from uscl.backbone import SamMed3DConfig, Trunk
@@ -75,7 +75,7 @@ def save_adapter(path: str | os.PathLike[str], adapter: Adapter) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
-    save_file(tensors, partial, metadata={"format": FORMAT, "adapter": json.dumps(described, sort_keys=True)})
+    partial.write_bytes(save(tensors, {"format": FORMAT, "adapter": json.dumps(described, sort_keys=True)}))
     partial.replace(target)
 
 

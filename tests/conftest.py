@@ -1,0 +1,58 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+PARITY = Path(__file__).parent / "parity"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> None:
+    """No test may reach for a network or an account."""
+    os.environ["WANDB_MODE"] = "offline"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that writes somewhere by accident writes into its own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real volumes that may lie beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real volumes: {SHARED} is absent")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def load_parity():
+    """Loads a fixture file as tensors (arrays of strings stay as they are)."""
+
+    def load(name: str) -> dict:
+        with np.load(PARITY / name) as arrays:
+            return {
+                key: torch.from_numpy(np.array(arrays[key])) if arrays[key].dtype.kind != "U" else arrays[key]
+                for key in arrays.files
+            }
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small phantom study: three patients with two sweeps each, 12 frames of 64 x 64 pixels."""
+    from uscl.phantom import StudySettings, simulate_study
+
+    folder = tmp_path_factory.mktemp("phantom") / "ultrasound"
+    return simulate_study(folder, StudySettings(patients=3, sweeps_per_patient=2, frames=12, size=64))
