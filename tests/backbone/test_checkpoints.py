@@ -21,7 +21,10 @@ def published_wrapper(weights):
 FORMS = {
     "published.pth": published_wrapper,
     "bare.pth": lambda weights: weights,
-    "lightning.ckpt": lambda weights: {"state_dict": {f"net.{key}": value for key, value in weights.items()}, "epoch": 1},
+    "lightning.ckpt": lambda weights: {
+        "state_dict": {f"net.{key}": value for key, value in weights.items()},
+        "epoch": 1,
+    },
     "data_parallel.pt": lambda weights: {f"module.{key}": value for key, value in weights.items()},
     "half.safetensors": lambda weights: {key: value.half() for key, value in weights.items()},
 }

@@ -53,7 +53,11 @@ def test_shapes_of_the_two_calls():
 def test_objects_of_one_image_decoded_together_or_apart():
     model = build_sam_med3d("tiny")
     embedding = model.encode_image(torch.randn(2, 1, 64, 64, 64))
-    coords, labels, masks = torch.randint(0, 64, (6, 2, 3)), torch.ones(6, 2, dtype=torch.long), torch.randn(6, 1, 16, 16, 16)
+    coords, labels, masks = (
+        torch.randint(0, 64, (6, 2, 3)),
+        torch.ones(6, 2, dtype=torch.long),
+        torch.randn(6, 1, 16, 16, 16),
+    )
     together = model.decode(embedding, (coords, labels), masks)[0]
     for prompt in range(6):
         image = prompt // 3

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from backbone.padded_oracle import padded_encoder
+from conftest import PARITY
 from monai.losses import DiceCELoss
 from parity.recipe import recipe_image, recipe_weights
 
-from conftest import PARITY
 from uscl.backbone import SamMed3D, build_sam_med3d
 from uscl.prompting.segmenter import upsample
 

@@ -25,7 +25,9 @@ def make_folder(root, names=("a_0000", "b_0000", "c"), labelled=True, patients=N
 
 
 def test_plain_layout(tmp_path):
-    root = make_folder(tmp_path / "data", patients=[("case", "patient", "split"), ("a", "p1", "val"), ("b", "p1", "val")])
+    root = make_folder(
+        tmp_path / "data", patients=[("case", "patient", "split"), ("a", "p1", "val"), ("b", "p1", "val")]
+    )
     write_volume(root / "imagesTs" / "t.nrrd", Volume(np.random.default_rng(0).random((6, 5, 4))))
     found = read_folder(root)
     assert found.name == "set"

@@ -4,8 +4,8 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
-
 from conftest import PARITY
+
 from uscl.data.patches import Preprocessing, corner_around_label, cut_box
 from uscl.data.volume import Volume
 from uscl.errors import InputError
@@ -25,7 +25,9 @@ def volume() -> Volume:
     return Volume(array, (1.1, 0.8, 2.0), (-20.0, 5.0, 300.0), np.diag([-1.0, -1.0, 1.0]))
 
 
-def rearranged(volume: Volume, axes: tuple[int, int, int], flips: tuple[bool, bool, bool], rotation: np.ndarray) -> Volume:
+def rearranged(
+    volume: Volume, axes: tuple[int, int, int], flips: tuple[bool, bool, bool], rotation: np.ndarray
+) -> Volume:
     """The same anatomy stored with other axes: permuted, reversed, and the whole scan tilted."""
     array = volume.array.transpose(axes)
     direction = volume.direction[:, list(axes)]

@@ -39,9 +39,13 @@ def test_table_of_prompts(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("image,i,j,k,label\na.nii,1,2,x,1\n", "line 2"), ("image,i,j,k,label\n", "holds no prompt"), ("a,b\n1,2\n", "line 2"),
-     ("image,i,j,k,label\na.nii,1,2,3,5\n", "label 0 or 1")],
-)  # fmt: skip
+    [
+        ("image,i,j,k,label\na.nii,1,2,x,1\n", "line 2"),
+        ("image,i,j,k,label\n", "holds no prompt"),
+        ("a,b\n1,2\n", "line 2"),
+        ("image,i,j,k,label\na.nii,1,2,3,5\n", "label 0 or 1"),
+    ],
+)
 def test_malformed_tables(tmp_path, content, message):
     (tmp_path / "prompts.csv").write_text(content)
     with pytest.raises(InputError, match=message):

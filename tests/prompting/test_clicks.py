@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from conftest import PARITY
+
 from uscl.errors import InputError
 from uscl.prompting import Click, error_click
 from uscl.seeds import derive_seed, seeded_draw

@@ -4,8 +4,8 @@ import json
 import loralib
 import pytest
 import torch
-
 from conftest import PARITY
+
 from uscl.backbone import SamMed3D, build_sam_med3d
 from uscl.errors import InputError
 from uscl.tuning import LoRA, lora_state_dict, merge_lora
@@ -83,7 +83,9 @@ def test_every_attention_layer_of_every_block_is_tuned():
     tuned = {name.rsplit(".", 1)[0] for name in lora_state_dict(model)}
     blocks = {f"image_encoder.blocks.{i}.attn.qkv" for i in range(4)}
     layers = ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
-    decoder = {f"mask_decoder.transformer.layers.{i}.{layer}.{p}_proj" for i in (0, 1) for layer in layers for p in "qv"}
+    decoder = {
+        f"mask_decoder.transformer.layers.{i}.{layer}.{p}_proj" for i in (0, 1) for layer in layers for p in "qv"
+    }
     final = {f"mask_decoder.transformer.final_attn_token_to_image.{p}_proj" for p in "qv"}
     assert tuned == blocks | decoder | final
 

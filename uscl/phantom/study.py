@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,14 @@ from uscl.seeds import derive_seed
 Split = Literal["train", "val", "test"]
 NAME = "phantom-ultrasound"
 CONTACT_SHEET = "contact_sheet.png"
+
+
+class Patient(NamedTuple):
+    """Who is simulated: the side of the split, a number within it, and what the sweeps look for."""
+
+    split: Split
+    number: int
+    view: View
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,16 @@ class StudySettings:
         if self.patients < 3 or self.sweeps_per_patient < 1 or self.frames < 2 or self.size < 32:
             raise InputError(f"a study needs at least 3 patients, 1 sweep each, 2 frames and 32 pixels; found {self}")
 
-    def patient_numbers(self) -> list[tuple[Split, int]]:
-        """Split and number of every patient. Seeds are keyed by both, so no patient can turn up on two sides."""
+    def all_patients(self) -> list[Patient]:
+        """Every patient. Seeds are keyed by split and number, so that nobody can turn up on two sides.
+
+        Every third one is swept for ascites and abdominal organs, the others for pleural effusion, near the paper's
+        14 and 25 of 39.
+        """
         test, val = max(1, round(0.2 * self.patients)), max(1, round(0.1 * self.patients))
         counts: dict[Split, int] = {"train": self.patients - test - val, "val": val, "test": test}
-        return [(split, number) for split, count in counts.items() for number in range(count)]
+        places = [(split, number) for split, count in counts.items() for number in range(count)]
+        return [Patient(split, n, "abdominal" if i % 3 == 1 else "pleural") for i, (split, n) in enumerate(places)]
 
 
 def simulate_study(out: str | Path, settings: StudySettings, workers: int = 1) -> Path:
@@ -87,14 +100,14 @@ def simulate_study(out: str | Path, settings: StudySettings, workers: int = 1) -
     _claim(folder, settings)
     if (folder / CONTACT_SHEET).is_file():  # written last
         return folder
-    numbers = settings.patient_numbers()
+    patients = settings.all_patients()
     simulate = partial(_simulate_patient, folder, settings)
     done: Iterable[list[tuple[str, str, str]]]
     if workers > 1:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
-            done = list(track(pool.map(simulate, numbers), "Simulating patients", total=len(numbers)))
+            done = list(track(pool.map(simulate, patients), "Simulating patients", total=len(patients)))
     else:
-        done = [simulate(number) for number in track(numbers, "Simulating patients")]
+        done = [simulate(patient) for patient in track(patients, "Simulating patients")]
     cases = [case for patient in done for case in patient]
     with (folder / "patients.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("case", "patient", "split"), *cases])
@@ -121,12 +134,11 @@ def _claim(folder: Path, settings: StudySettings) -> None:
 
 
 def _simulate_patient(
-    folder: Path, settings: StudySettings, which: tuple[Split, int]
+    folder: Path, settings: StudySettings, who: Patient
 ) -> list[tuple[str, str, str]]:  # fmt: skip
     """Writes the sweeps of one patient that are not there yet; returns case, patient and split of all of them."""
-    split, number = which
+    split, number, view = who
     patient = f"{split}{number:03d}"
-    view: View = "abdominal" if number % 3 == 1 else "pleural"
     names = [f"{patient}_sweep{sweep:02d}" for sweep in range(settings.sweeps_per_patient)]
     missing = [sweep for sweep, name in enumerate(names) if not (folder / "parameters" / f"{name}.json").is_file()]
     if missing:

@@ -1,0 +1,210 @@
+import loralib
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from stages.conftest import make_seg, make_vcl, trained_state
+from torch.optim import AdamW
+
+from uscl.errors import InputError
+from uscl.stages import AdapterExport
+from uscl.tuning import LoRA, load_adapter
+from uscl.vcl import SubVolumes
+
+FAMILIES = {"vcl": (make_vcl, "volume"), "lora_seg": (make_seg, "label_box")}
+
+
+@pytest.mark.parametrize("stage", FAMILIES)
+def test_lora_b_moves_after_a_fit_with_the_sanity_check_on(stage, make_data, make_trainer):
+    """Regression: loralib's default merges in eval(), Lightning restores the mode without train(), nothing trains."""
+    make, centre = FAMILIES[stage]
+    module = make()
+    module.configure_model()
+    before = trained_state(module)
+    make_trainer(1, num_sanity_val_steps=2).fit(module, make_data(centre))
+    after = trained_state(module)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    lora_b = {name for name in after if name.endswith("lora_B") and name.startswith("net.")}
+    assert lora_b
+    assert lora_b <= moved
+    assert all(module.merged is False for module in module.modules() if isinstance(module, loralib.LoRALayer))
+    frozen = {name for name in after if name.startswith("net.") and ".lora_" not in name}
+    assert not frozen & moved, "the trunk must not move"
+
+
+@pytest.mark.parametrize("stage", FAMILIES)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_cut_short_and_resumed_equals_an_uninterrupted_one(stage, accumulate, make_data, make_trainer, tmp_path):
+    make, centre = FAMILIES[stage]
+    states = {}
+    for name, legs in {"whole": [3], "resumed": [1, 3]}.items():
+        for number, epochs in enumerate(legs):
+            seed_everything(3 + number, verbose=False)  # a new process would have another state
+            module = make()
+            checkpoint = ModelCheckpoint(tmp_path / name, "last", enable_version_counter=False)
+            trainer = make_trainer(
+                epochs, callbacks=[checkpoint], enable_checkpointing=True, accumulate_grad_batches=accumulate
+            )
+            start = str(tmp_path / name / "last.ckpt") if number else None
+            trainer.fit(module, make_data(centre), ckpt_path=start)
+        states[name] = trained_state(module)
+    for name, value in states["whole"].items():
+        assert torch.equal(value, states["resumed"][name]), name
+
+
+def test_vcl_trains_encoder_lora_and_head_and_nothing_else():
+    module = make_vcl()
+    module.configure_model()
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert all(".lora_" in name and "image_encoder" in name for name in trained if "projector" not in name)
+    assert any("projector" in name for name in trained)
+    assert not any("mask_decoder" in name or "prompt_encoder" in name for name in trained)
+    assert {f"student.{name}" for name in module.teacher.names} == {
+        name.replace("net.image_encoder", "student.encoder") for name in trained
+    }
+
+
+def test_teacher_follows_once_per_optimiser_step_before_its_pass(make_data, make_trainer, monkeypatch):
+    module = make_vcl()
+    events = []
+    compare = module.compare
+    monkeypatch.setattr(module, "compare", lambda *given: (events.append("pass"), compare(*given))[1])
+    module.configure_model()
+    update = module.teacher.update
+    monkeypatch.setattr(module.teacher, "update", lambda student: (events.append("update"), update(student))[1])
+    make_trainer(1, num_sanity_val_steps=0, limit_val_batches=0, accumulate_grad_batches=2).fit(
+        module, make_data("volume", patches_per_epoch=12)
+    )
+    # Six batches, three optimiser steps; the first pass has nothing to follow yet.
+    assert events == ["pass", "pass", "update", "pass", "pass", "update", "pass", "pass"]
+
+
+def test_vcl_learns_where_crops_come_from(make_data, make_trainer):
+    """Region accuracy clearly beats chance (1 / 4) after a short fit, on sweeps trained on and on others."""
+    module = make_vcl(
+        head_hidden_dim=64, head_out_dim=32, head_norm="batch", subvolumes=SubVolumes(crops=6),
+        optimizer=lambda parameters: AdamW(parameters, lr=1e-3),
+    )  # fmt: skip
+    history = []
+    module.on_train_epoch_end = lambda: history.append(module.trainer.callback_metrics["train/loss"].item())
+    trainer = make_trainer(8, gradient_clip_val=1.0, num_sanity_val_steps=0)
+    trainer.fit(module, make_data("volume", patches_per_epoch=8, batch_size=4))
+    assert trainer.callback_metrics["train/region_accuracy"] > 0.4
+    assert trainer.callback_metrics["val/region_accuracy"] > 0.4
+    assert history[-1] < 0.8 * history[0]
+
+
+def test_stage_one_hands_over_to_stage_two(make_data, make_trainer, tmp_path):
+    vcl = make_vcl()
+    make_trainer(1, "vcl", callbacks=[AdapterExport()]).fit(vcl, make_data("volume"))
+    file = tmp_path / "vcl" / "adapter.safetensors"
+    adapter = load_adapter(file)
+    assert adapter.stage == "vcl"
+    assert any(name.startswith("vcl_head.projector") for name in adapter.tensors)
+    seg = make_seg(vcl_adapter=str(file))
+    seg.configure_model()
+    for name, tensor in seg.net.state_dict().items():
+        if ".lora_" in name and name.startswith("image_encoder"):
+            assert torch.equal(tensor, adapter.tensors[name])
+    assert seg.method == "USCL-Med3D"
+    with pytest.raises(InputError, match="was trained with rank 4 .* model.lora has rank 8"):
+        make_seg(vcl_adapter=str(file), lora=LoRA(rank=8)).configure_model()
+    decoder_only = make_seg(vcl_adapter=str(file), lora=LoRA(rank=8, modules="decoder"))
+    decoder_only.configure_model()
+    trained = {name for name, parameter in decoder_only.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(name.startswith("net.mask_decoder") for name in trained)
+
+
+def test_stage_two_leaves_an_adapter_that_tests_the_same(make_data, make_trainer, tmp_path):
+    module = make_seg()
+    trainer = make_trainer(1, callbacks=[AdapterExport()])
+    trainer.fit(module, make_data())
+    file = tmp_path / "run" / "adapter.safetensors"
+    assert load_adapter(file).preprocessing["spacing"] == [3.0, 3.0, 3.0]
+    again = make_seg(adapter=str(file), lora=None)
+    again.configure_model()
+    assert again.method == "SAM-Med3D + LoRA"
+    image = torch.randn(1, 1, 64, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(module.net.eval().encode_image(image), again.net.eval().encode_image(image))
+    wrong = make_seg(vcl_adapter=str(file))
+    with pytest.raises(InputError, match="is what stage 'lora_seg' left, expected stage 1's"):
+        wrong.configure_model()
+
+
+def test_training_can_go_on_from_an_adapter(make_data, make_trainer, tmp_path):
+    make_trainer(1, callbacks=[AdapterExport()]).fit(make_seg(), make_data())
+    file = tmp_path / "run" / "adapter.safetensors"
+    started = load_adapter(file).tensors
+    module = make_seg(adapter=str(file))
+    make_trainer(1, "more", callbacks=[AdapterExport()]).fit(module, make_data())
+    ended = load_adapter(tmp_path / "more" / "adapter.safetensors").tensors
+    assert set(started) == set(ended)
+    assert all(not torch.equal(started[name], ended[name]) for name in started)
+
+
+def test_overfitting_one_patch_lowers_the_loss(make_data, make_trainer):
+    """With everything trainable the loss on one patch has to fall; with a broken loop or loss it would not."""
+    module = make_seg()
+    data = make_data(patches_per_epoch=2)
+    losses = []
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    module.configure_model()
+    module.net.requires_grad_(True)
+    built = AdamW(module.parameters(), lr=1e-3)
+    from uscl.prompting import training_rollout
+    from uscl.seeds import seeded_draw
+
+    for step in range(25):
+        loss, _ = training_rollout(
+            module.net, batch["image"], batch["target"], module.loss, module.clicks, seeded_draw("overfit", step)
+        )
+        built.zero_grad()
+        loss.backward()
+        built.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_loss_equals_the_original(load_parity):
+    arrays = load_parity("sam_med3d/preproc_loss.npz")
+    found = make_seg().loss(arrays["loss/logits"], arrays["loss/gt"])
+    assert found.item() == pytest.approx(arrays["loss/value"].item(), abs=1e-6)
+
+
+def test_settings_that_cannot_work():
+    with pytest.raises(InputError, match=r"lora\.modules is 'both'"):
+        make_vcl(lora=LoRA(rank=4))
+    with pytest.raises(InputError, match="not both"):
+        make_seg(adapter="a", vcl_adapter="b")
+    with pytest.raises(InputError, match="begin at 1"):
+        make_seg(test_clicks=(0, 3))
+    module = make_seg(lora=None)
+    module.configure_model()
+    with pytest.raises(InputError, match="nothing is trainable"):
+        module.configure_optimizers()
+
+
+def test_patches_of_another_size_are_refused(study, make_trainer):
+    from uscl.data import Preprocessing, VolumeDataModule
+
+    data = VolumeDataModule(str(study), Preprocessing(patch_size=128), classes=["liver"], batch_size=1)
+    with pytest.raises(InputError, match="patch_size is 128, but the backbone takes 64"):
+        make_trainer(1, num_sanity_val_steps=0).fit(make_seg(), data)
+
+
+def test_another_preprocessing_than_in_training_is_told(make_data, make_trainer, tmp_path, study, caplog):
+    from uscl.data import Preprocessing, VolumeDataModule
+
+    make_trainer(1, callbacks=[AdapterExport()]).fit(make_seg(), make_data())
+    data = VolumeDataModule(str(study), Preprocessing(spacing=(4.0, 4.0, 4.0), patch_size=64), classes=["liver"])
+    module = make_seg(adapter=str(tmp_path / "run" / "adapter.safetensors"))
+    make_trainer(1).test(module, data, verbose=False)
+    assert "spacing was [3.0, 3.0, 3.0] and is (4.0, 4.0, 4.0)" in caplog.text
+
+
+def test_random_weights_are_announced(caplog):
+    make_seg().configure_model()
+    assert "RANDOM WEIGHTS" in caplog.text
