@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -84,8 +85,19 @@ def _run_tool(name: str, args: list[str]) -> None:
     parser.add_function_arguments(function, as_positional=False, skip={first, *switches})
     for switch in switches:
         parser.add_argument(f"--{switch}", action=ActionYesNo, default=False, help=told[switch])
-    options = parser.instantiate_classes(parser.parse_args(args))
+    options = parser.instantiate_classes(parser.parse_args(_join_negative_values(args)))
     function(**options.as_dict())
+
+
+def _join_negative_values(args: list[str]) -> list[str]:
+    """``--points -12.5,3,4`` as ``--points=-12.5,3,4``: a leading minus is a number here, not an option."""
+    joined: list[str] = []
+    for arg in args:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and re.match(r"-[\d.]", arg):
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
 
 
 def _set_up_logging() -> None:

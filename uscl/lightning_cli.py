@@ -34,6 +34,10 @@ def _quieten() -> None:
     # Lightning 2.6 asks torch 2.13 in a way that torch deprecates; MONAI 1.6 does the same to itself.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*get_mask_edges:always_return_as_numpy.*", category=FutureWarning)
+    # A resumed run writes to a folder of its own.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from.*")
+    # main(args) is called from Python on purpose.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.trainer"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
 

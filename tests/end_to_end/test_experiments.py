@@ -1,0 +1,172 @@
+"""Every YAML under experiments/ through the command line, on small data and the tiny backbone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from uscl.cli import main
+from uscl.evaluation import read_rows
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
+CONFIGS = sorted(EXPERIMENTS.rglob("*.yaml"))
+
+
+def small(config: Path, study: Path, folder: Path) -> list[str]:
+    """What makes an experiment small: the settings that a user would change too, on the command line."""
+    name = config.stem
+    args = [
+        VERBS[name], "--config", str(config), "--model.backbone", "tiny", "--model.weights", "null",
+        "--data.root", str(study), "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]",
+        "--data.num_workers", "0", "--trainer.default_root_dir", str(folder / name), "--trainer.accelerator", "cpu",
+        "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
+    if "paper" not in config.parts:
+        args += ["--data.study", json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64})]
+    if VERBS[name] == "fit":
+        args += ["--trainer.max_epochs", "1", "--data.patches_per_epoch", "4", "--model.lora.rank", "4"]
+        args += ["--data.sampling.minimum_foreground", "20"]
+    return args
+
+
+@pytest.fixture(scope="module")
+def runs(study, tmp_path_factory):
+    """Runs each top-level experiment once, stage 2 and the tests with what the stages before left."""
+    folder = tmp_path_factory.mktemp("runs")
+    extra = {
+        "vcl": ["--model.head_hidden_dim", "16", "--model.head_out_dim", "16"],
+        "lora": [
+            "--model.vcl_adapter", str(folder / "vcl/adapter.safetensors"), "--model.clicks.count", "3",
+            "--trainer.limit_val_batches", "2", "--model.val_clicks", "[1, 2]",
+        ],
+        "eval_us": ["--model.adapter", str(folder / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"],
+        "predict_us": ["--model.adapter", str(folder / "lora/adapter.safetensors")],
+    }  # fmt: skip
+    for name in VERBS:
+        assert main(small(EXPERIMENTS / f"{name}.yaml", study, folder) + extra[name]) == 0
+    return folder
+
+
+def test_every_experiment_is_known_here():
+    assert {config.stem for config in CONFIGS} == set(VERBS), "a new experiment needs its run in this file"
+
+
+def test_every_run_leaves_its_record(runs):
+    for name, verb in VERBS.items():
+        record = json.loads((runs / name / "run.json").read_text())
+        assert record["status"] == "finished"
+        assert record["seed"] == 0
+        assert record["uscl"]
+        config = yaml.safe_load((runs / name / "config.yaml").read_text())
+        assert config["model"]["init_args"]["backbone"] == "tiny"
+        assert config["trainer"]["default_root_dir"] == str(runs / name)
+        assert (runs / name / "adapter.safetensors").exists() == (verb == "fit")
+        assert (runs / name / "checkpoints" / "last.ckpt").exists() == (verb == "fit")
+
+
+def test_metrics_are_logged(runs):
+    header = (runs / "vcl/metrics.csv").read_text().splitlines()[0]
+    assert all(name in header for name in ("train/prediction", "train/region_accuracy", "train/dead_positives"))
+    header = (runs / "lora/metrics.csv").read_text().splitlines()[0]
+    assert all(name in header for name in ("train/loss_epoch", "val/dice_1", "val/dice_2", "val/dice"))
+
+
+def test_rows_table_and_pictures(runs):
+    rows = read_rows(runs / "eval_us/rows.csv")
+    assert {row.clicks for row in rows} == {1, 3}
+    assert {row.method for row in rows} == {"USCL-Med3D"}
+    assert {row.weights for row in rows} == {"random weights"}
+    objects = {(row.case, row.class_name) for row in rows}
+    assert len(rows) == 2 * len(objects) > 0
+    pictures = {path.stem.replace("_", " ") for path in (runs / "eval_us/pictures").glob("*.png")}
+    assert pictures == {row.class_name for row in rows}
+    assert "| USCL-Med3D |" in (runs / "eval_us/table.md").read_text()
+
+
+def test_masks_lie_on_the_grid_of_their_image(runs, study):
+    from uscl.data import read_image, read_label
+
+    lines = (study / "prompts.csv").read_text().splitlines()[1:]
+    masks = sorted((runs / "predict_us/masks").glob("*.nii.gz"))
+    assert len(masks) == len(lines)
+    for mask in masks:
+        image = read_image(study / "imagesTs" / f"{mask.name.split('__')[0]}.nii.gz")
+        assert read_label(mask).same_grid(image) is None
+
+
+def test_the_baseline_is_scored_at_the_same_first_clicks(runs, study, tmp_path):
+    """Rows of another method, in another order of classes, meet the same objects."""
+    args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
+    assert main([*args, "--model.test_clicks", "[1, 3]"]) == 0
+    baseline, ours = (read_rows(folder / "eval_us/rows.csv") for folder in (tmp_path, runs))
+    assert {row.method for row in baseline} == {"SAM-Med3D"}
+    assert [(r.case, r.class_name, r.clicks) for r in baseline] == [(r.case, r.class_name, r.clicks) for r in ours]
+
+
+def test_workers_change_no_digit_of_the_rows(runs, study, tmp_path):
+    args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
+    args[args.index("--data.num_workers") + 1] = "2"
+    adapter = str(runs / "lora/adapter.safetensors")
+    assert main([*args, "--model.adapter", adapter, "--model.test_clicks", "[1, 3]"]) == 0
+
+    def without_seconds(folder: Path):
+        rows = read_rows(folder / "eval_us/rows.csv")
+        return [(r.case, r.class_name, r.clicks, r.dice, r.nsd, r.hd95) for r in rows]
+
+    assert without_seconds(tmp_path) == without_seconds(runs)
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.parent.name == "paper"], ids=lambda c: c.stem)
+def test_paper_experiments_run_with_a_smaller_backbone(config, runs, study, tmp_path):
+    args = small(config, study, tmp_path)
+    if config.stem == "vcl":
+        args += ["--model.head_hidden_dim", "16", "--model.head_out_dim", "16"]
+    if config.stem == "lora":
+        args += ["--model.clicks.count", "3", "--trainer.check_val_every_n_epoch", "1", "--model.val_clicks", "[1]"]
+    if config.stem == "eval_us":
+        args += ["--model.test_clicks", "[1]"]
+    assert main(args) == 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "/".join(c.parts[-2:]))
+def test_optimizers_are_written_out(config):
+    """Defaults of one optimiser leak into another that the command line picks; a full list leaves nothing to leak."""
+    optimizer = yaml.safe_load(config.read_text())["model"]["init_args"].get("optimizer")
+    if VERBS[config.stem] == "fit":
+        assert set(optimizer["init_args"]) == {"lr", "betas", "eps", "weight_decay", "amsgrad"}
+
+
+def test_a_second_run_gets_a_folder_of_its_own(runs, study, capsys):
+    args = [
+        *small(EXPERIMENTS / "eval_us.yaml", study, runs),
+        "--model.test_clicks",
+        "[1]",
+        "--data.classes",
+        "[liver]",
+    ]
+    before = (runs / "eval_us/rows.csv").read_bytes()
+    assert main(args) == 0
+    assert (runs / "eval_us/rows.csv").read_bytes() == before
+    assert {row.clicks for row in read_rows(runs / "eval_us-2/rows.csv")} == {1}
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(runs, study, tmp_path):
+    args = [
+        *small(EXPERIMENTS / "eval_us.yaml", study, tmp_path),
+        "--model.test_clicks",
+        "[1]",
+        "--data.classes",
+        "[liver]",
+    ]
+    assert main(args) == 0
+    (tmp_path / "eval_us" / "notes.txt").write_text("mine")
+    assert main([*args, "--overwrite"]) == 0
+    assert (tmp_path / "eval_us" / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "eval_us-2").exists()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    args[args.index("--trainer.default_root_dir") + 1] = str(tmp_path / "thesis")
+    assert main([*args, "--overwrite"]) == 2
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
