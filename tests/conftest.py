@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parity.recipe import PARITY
 
-PARITY = Path(__file__).parent / "parity"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

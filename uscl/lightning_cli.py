@@ -36,6 +36,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*get_mask_edges:always_return_as_numpy.*", category=FutureWarning)
     # A resumed run writes to a folder of its own.
     warnings.filterwarnings("ignore", message="The dirpath has changed from.*")
+    # A data set without a validation side.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
     # main(args) is called from Python on purpose.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.trainer"):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from backbone.padded_oracle import padded_encoder
-from conftest import PARITY
 from monai.losses import DiceCELoss
-from parity.recipe import recipe_image, recipe_weights
+from parity.recipe import PARITY, recipe_image, recipe_weights
 
 from uscl.backbone import SamMed3D, build_sam_med3d
 from uscl.prompting.segmenter import upsample

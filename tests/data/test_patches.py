@@ -4,7 +4,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
-from conftest import PARITY
+from parity.recipe import PARITY
 
 from uscl.data.patches import Preprocessing, corner_around_label, cut_box
 from uscl.data.volume import Volume

@@ -4,10 +4,13 @@ Any implementation with the right names and shapes can make them, so that full-s
 """
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+
+PARITY = Path(__file__).parent
 
 
 def recipe_weights(module: nn.Module) -> None:

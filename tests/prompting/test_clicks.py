@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import PARITY
+from parity.recipe import PARITY
 
 from uscl.errors import InputError
 from uscl.prompting import Click, error_click

@@ -1,33 +1,9 @@
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import LightningModule, Trainer
-from torch.optim import AdamW
+from lightning.pytorch import Trainer
 
 from uscl.data import PatchSampling, Preprocessing, VolumeDataModule
-from uscl.prompting import TrainingClicks
-from uscl.stages import LoRASegModule, VCLPretrainModule
-from uscl.tuning import LoRA
-
-
-def optimizer(parameters):
-    return AdamW(parameters, lr=1e-2)
-
-
-def make_vcl(**options) -> VCLPretrainModule:
-    options = {
-        "backbone": "tiny", "lora": LoRA(rank=4, modules="encoder"), "head_hidden_dim": 32, "head_out_dim": 16,
-        "head_norm": "layer", "optimizer": optimizer, **options,
-    }  # fmt: skip
-    return VCLPretrainModule(**options)
-
-
-def make_seg(**options) -> LoRASegModule:
-    options = {
-        "backbone": "tiny", "lora": LoRA(rank=4), "clicks": TrainingClicks(count=3), "val_clicks": (1, 2),
-        "test_clicks": (1, 3), "optimizer": optimizer, **options,
-    }  # fmt: skip
-    return LoRASegModule(**options)
 
 
 @pytest.fixture
@@ -51,7 +27,3 @@ def make_trainer(tmp_path: Path):
         )  # fmt: skip
 
     return make
-
-
-def trained_state(module: LightningModule) -> dict:
-    return {name: value.detach().clone() for name, value in module.state_dict().items() if not name.startswith("trunk")}

@@ -3,7 +3,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stages.conftest import make_seg, make_vcl, trained_state
+from stages.building import make_seg, make_vcl, trained_state
 from torch.optim import AdamW
 
 from uscl.errors import InputError

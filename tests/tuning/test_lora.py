@@ -4,7 +4,7 @@ import json
 import loralib
 import pytest
 import torch
-from conftest import PARITY
+from parity.recipe import PARITY
 
 from uscl.backbone import SamMed3D, build_sam_med3d
 from uscl.errors import InputError

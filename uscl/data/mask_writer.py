@@ -23,7 +23,8 @@ class MaskWriter(Callback):
         """Writes one mask."""
         volume: Volume = batch["volume"]
         mask = volume.with_array(batch["grid"].restore(outputs.float().cpu().numpy(), batch["corner"]))
-        name = stem(volume.path or "volume") + (f"__{batch['object']}" if batch["object"] else "")
+        suffix = f"__{batch['object'].replace(' ', '_')}" if batch["object"] else ""
+        name = stem(volume.path or "volume") + suffix
         path = Path(trainer.default_root_dir) / "masks" / f"{name}.nii.gz"
         write_volume(path, mask)
         if batch["grid"].cut_short((outputs > 0).cpu().numpy(), batch["corner"]):
