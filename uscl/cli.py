@@ -85,19 +85,26 @@ def _run_tool(name: str, args: list[str]) -> None:
     parser.add_function_arguments(function, as_positional=False, skip={first, *switches})
     for switch in switches:
         parser.add_argument(f"--{switch}", action=ActionYesNo, default=False, help=told[switch])
-    options = parser.instantiate_classes(parser.parse_args(_join_negative_values(args)))
+    options = parser.instantiate_classes(parser.parse_args(_plain_options(args)))
     function(**options.as_dict())
 
 
-def _join_negative_values(args: list[str]) -> list[str]:
-    """``--points -12.5,3,4`` as ``--points=-12.5,3,4``: a leading minus is a number here, not an option."""
-    joined: list[str] = []
+def _plain_options(args: list[str]) -> list[str]:
+    """Options as the parser knows them.
+
+    ``--sweeps-per-patient`` is ``--sweeps_per_patient``, and ``--points -12.5,3,4`` is ``--points=-12.5,3,4``: a leading
+    minus before a digit is a number, not an option.
+    """
+    plain: list[str] = []
     for arg in args:
-        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and re.match(r"-[\d.]", arg):
-            joined[-1] += f"={arg}"
+        if plain and plain[-1].startswith("--") and "=" not in plain[-1] and re.match(r"-[\d.]", arg):
+            plain[-1] += f"={arg}"
+        elif arg.startswith("--"):
+            name, *value = arg.split("=", 1)
+            plain.append("=".join(["--" + name[2:].replace("-", "_"), *value]))
         else:
-            joined.append(arg)
-    return joined
+            plain.append(arg)
+    return plain
 
 
 def _set_up_logging() -> None:
