@@ -92,8 +92,8 @@ def _run_tool(name: str, args: list[str]) -> None:
 def _plain_options(args: list[str]) -> list[str]:
     """Options as the parser knows them.
 
-    ``--sweeps-per-patient`` is ``--sweeps_per_patient``, and ``--points -12.5,3,4`` is ``--points=-12.5,3,4``: a leading
-    minus before a digit is a number, not an option.
+    ``--sweeps-per-patient`` is ``--sweeps_per_patient``, and ``--points -12.5,3,4`` is ``--points=-12.5,3,4``: a
+    leading minus before a digit is a number, not an option.
     """
     plain: list[str] = []
     for arg in args:
