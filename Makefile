@@ -6,7 +6,7 @@ DEMO := runs/demo
 DATA := --data.root $(DEMO)/data --data.study.patients 6 --data.study.sweeps_per_patient 2
 FAST := --trainer.enable_model_summary false
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-minimum lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -39,10 +39,15 @@ test: .venv/installed ## lint, types and all tests (under 8 minutes on two cores
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+test-minimum: ## all tests with the lower bounds of pyproject.toml, in an environment of its own
+	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet --constraint tests/constraints-minimum.txt --editable '.[dev]'
+	.venv-minimum/bin/python -m pytest -o filterwarnings=default
+
 lint: .venv/installed ## fix what can be fixed, check the rest
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
 clean: ## remove .venv and caches; data and runs stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-minimum .mypy_cache .pytest_cache .ruff_cache
