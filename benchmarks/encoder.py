@@ -9,8 +9,6 @@ figures of one line come from one run, the two forms taken in turn, each in a pr
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from backbone.padded_oracle import padded_attention
+from memory import Peak
 
 from uscl.backbone import SamMed3D, build_sam_med3d
 from uscl.backbone.attention import WindowAttention
@@ -36,33 +35,6 @@ TASKS = {
     "encoder": "encoder, forward",
     "training": "LoRA training step, batch 1, 11 clicks",
 }
-
-
-class Peak:
-    """Peak memory of a block above what was in use before, bytes: of the device, or resident on Linux."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-    def __enter__(self) -> Peak:
-        gc.collect()
-        if self.device == "cpu":
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-            self.before = _status("VmRSS")
-        else:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        after = _status("VmHWM") if self.device == "cpu" else torch.cuda.max_memory_allocated()
-        self.bytes = after - self.before
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return 1024 * int(line.split()[1])
 
 
 def prepare(task: str, variant: str, padded: bool, device: str):

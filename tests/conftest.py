@@ -52,7 +52,8 @@ def load_parity():
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small phantom study: three patients with two sweeps each, 12 frames of 64 x 64 pixels."""
-    from uscl.phantom import StudySettings, simulate_study
+    from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
 
     folder = tmp_path_factory.mktemp("phantom") / "ultrasound"
-    return simulate_study(folder, StudySettings(patients=3, sweeps_per_patient=2, frames=12, size=64))
+    settings = SweepStudy(patients=3, sweeps_per_patient=2, frames=12, size=64)
+    return simulate_study(LAYOUTS["ultrasound"], folder, settings)

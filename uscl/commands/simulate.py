@@ -3,34 +3,63 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
-from uscl.phantom.study import StudySettings, simulate_study
+from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
+from uscl.phantom.label_maps import LabelMap
+from uscl.phantom.layouts.scans import ScanStudy
+from uscl.phantom.layouts.ultrasound import PAPER
 
 log = logging.getLogger(__name__)
 
 
 def simulate(
-    kind: Literal["ultrasound"],
+    kind: Literal["ultrasound", "amos", "totalsegmentator", "brats"],
     out: str,
-    patients: int = 12,
+    patients: int | None = None,
     sweeps_per_patient: int = 2,
     seed: int = 0,
+    workers: int = 1,
+    preset: Literal["paper"] | None = None,
+    machine: str = "any",
     frames: int = 64,
     size: int = 128,
-    workers: int = 1,
+    labels: str | None = None,
+    label_map: LabelMap = "btcv",
+    video: Literal["none", "mp4", "frames"] = "none",
+    key_frames: int = 5,
+    device: str = "cpu",
 ) -> None:
-    """Simulates patients and writes sweeps with exact labels in the plain folder layout, ready for training.
+    """Simulates patients and writes their scans with exact labels in a data set's own layout.
 
     Args:
-        kind: what to simulate: ultrasound.
+        kind: whose layout: ultrasound, amos, totalsegmentator or brats.
         out: folder to write to; a study that is already there in part is completed.
-        patients: over all splits: 20 % test, 10 % validation, at least one each.
-        sweeps_per_patient: from alternating flanks.
+        patients: over all splits: 20 % test, 10 % validation, at least one each; default 12 for ultrasound, 6 else.
+        sweeps_per_patient: ultrasound: from alternating flanks.
         seed: of everything.
-        frames: per sweep.
-        size: pixels of a frame along both sides.
         workers: processes.
+        preset: ultrasound: "paper" is the size of the paper's set, 39 patients and 500 sweeps.
+        machine: ultrasound: any, handheld, cart or high-end.
+        frames: ultrasound: per sweep.
+        size: ultrasound: pixels of a frame along both sides.
+        labels: ultrasound: pattern of real label maps to take the organs from, one per patient.
+        label_map: ultrasound: ids of those maps: btcv, amos or totalsegmentator.
+        video: ultrasound: also write videos (mp4) or frame folders, with key-frame masks.
+        key_frames: ultrasound: annotated frames per video.
+        device: ultrasound: where to compute: cpu, cuda, cuda:1, ...
     """
-    folder = simulate_study(out, StudySettings(patients, sweeps_per_patient, seed, frames, size), workers)
+    settings: Any
+    if kind == "ultrasound":
+        settings = SweepStudy(
+            patients=patients or 12, sweeps_per_patient=sweeps_per_patient, machine=machine, frames=frames, size=size,
+            labels=labels, label_map=label_map, video=video, key_frames=key_frames, device=device,
+        )  # fmt: skip
+        if preset == "paper":
+            settings = replace(settings, patients=PAPER.patients, total_sweeps=PAPER.total_sweeps)
+        settings = replace(settings, seed=seed)
+    else:
+        settings = ScanStudy(patients=patients or 6, seed=seed)
+    folder = simulate_study(LAYOUTS[kind], out, settings, workers)
     log.info("%s study: %s (contact_sheet.png shows it)", kind, folder)

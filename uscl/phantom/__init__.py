@@ -1,15 +1,17 @@
-"""The embedded data: procedural patients and simulated ultrasound sweeps with exact labels."""
+"""The embedded data: procedural patients, simulated ultrasound, CT and MR with exact labels."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uscl.phantom.study import StudySettings, simulate_study
+from uscl.phantom.layouts import LAYOUTS
+from uscl.phantom.layouts.ultrasound import SweepStudy
+from uscl.phantom.study import simulate_study
 
 if TYPE_CHECKING:
     from uscl.phantom.datamodule import PhantomDataModule
 
-__all__ = ["PhantomDataModule", "StudySettings", "simulate_study"]
+__all__ = ["LAYOUTS", "PhantomDataModule", "SweepStudy", "simulate_study"]
 
 
 def __getattr__(name: str) -> object:

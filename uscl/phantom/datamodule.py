@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from uscl.data.datamodule import VolumeDataModule
-from uscl.phantom.study import CONTACT_SHEET, StudySettings, simulate_study
+from uscl.phantom.layouts.ultrasound import LAYOUT, SweepStudy
+from uscl.phantom.study import CONTACT_SHEET, simulate_study
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class PhantomDataModule(VolumeDataModule):
     def __init__(
         self,
         root: str = "data/phantom/ultrasound",
-        study: StudySettings = StudySettings(),  # noqa: B008 (frozen)
+        study: SweepStudy = SweepStudy(),  # noqa: B008 (frozen)
         simulation_workers: int = 2,
         **options: Any,
     ) -> None:
@@ -42,4 +43,4 @@ class PhantomDataModule(VolumeDataModule):
         """Simulates what is missing; Lightning calls this on one process per machine."""
         if not (Path(self.root) / CONTACT_SHEET).is_file():
             log.info("Simulating %d patients into %s", self.study.patients, self.root)
-        simulate_study(self.root, self.study, self.simulation_workers)
+        simulate_study(LAYOUT, self.root, self.study, self.simulation_workers)

@@ -1,18 +1,20 @@
-"""A freehand convex sweep through a volume of tissues, simulated from the physics of pulse-echo ultrasound.
+"""A freehand convex sweep through an anatomy, simulated from the physics of pulse-echo ultrasound.
 
-Per frame the tissue is sampled along the beams of a convex probe (polar grid), then
+Per frame the structures are sampled along the beams of a convex probe (polar grid), then
 
 1. sound is attenuated (two ways, dB / cm / MHz) and loses energy at every change of impedance; the machine's time-gain
    compensation assumes soft tissue, which alone makes enhancement behind fluid and shadows behind bone;
 2. speckle is complex white noise, scaled by echogenicity and attenuation, behind a separable point-spread function:
    axial from the pulse, lateral widening with depth, elevation along the travelled path, so that neighbouring frames
    decorrelate with hand speed;
-3. interfaces seen at a right angle reflect specularly;
-4. below gas the near field reverberates and haze fills the shadow; side lobes and electronic noise are added;
+3. interfaces met at a right angle reflect specularly;
+4. below gas the near field reverberates (A-lines, or a mirror image across the diaphragm), haze fills the shadow and
+   B-lines cross it; side lobes and electronic noise are added;
 5. envelope, logarithm, gain, and scan conversion to the picture a machine shows.
 
 Method: ray and scatterer convolution as in Wein et al. 2008, Burger et al. 2013 and LOTUS 2023; speckle statistics are
-those of fully developed speckle (Rayleigh envelope, signal-to-noise ratio 1.91).
+those of fully developed speckle (Rayleigh envelope, signal-to-noise ratio 1.91). Every random number belongs to a frame
+or to a place along the path, so that the size of the chunks in which frames are computed does not show.
 """
 
 from __future__ import annotations
@@ -20,85 +22,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, cos, log, radians, sin, sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uscl.phantom.tissues import ACOUSTICS, FLUIDS, GASES, Tissue
+from uscl.phantom.artefacts import clutter, fascia, reverberate
+from uscl.phantom.filters import gaussian_matrix, linear_matrix, randn
+from uscl.phantom.machine import Machine, Pose
+from uscl.phantom.medium import Medium
+from uscl.phantom.structures import ACOUSTICS, FLUIDS, GASES, SWEEP_LABEL_OF, WALL, Structure, lookup_table
 
 SPEED_OF_SOUND = 1.54
 """mm per microsecond, in soft tissue."""
+SHADOW_DB = 40.0
+"""A structure counts as visible where the sound lost less than this beyond what the machine makes up for, dB."""
 _FWHM = 2 * sqrt(2 * log(2))
-_TISSUES = sorted(ACOUSTICS)
-_IMPEDANCE = torch.tensor([ACOUSTICS[tissue].impedance for tissue in _TISSUES])
-_ATTENUATION = torch.tensor([ACOUSTICS[tissue].attenuation for tissue in _TISSUES])
-_ECHOGENICITY = torch.tensor([ACOUSTICS[tissue].echogenicity for tissue in _TISSUES])
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Probe and settings of one sweep.
-
-    Attributes:
-        frequency: MHz.
-        depth: from the probe's face, mm.
-        radius: of the convex face, mm.
-        field_of_view: of the sector, degrees.
-        beams: per frame.
-        samples: per beam.
-        compensation: attenuation that the time-gain compensation assumes, dB / cm / MHz one way.
-        dynamic_range: shown between black and white, dB.
-        gain: dB.
-        gamma: exponent of the grey-scale curve.
-        cycles: of the pulse; its length sets the axial resolution.
-        beam_width: full width at half maximum, degrees.
-        slice_width: elevation full width at half maximum, mm.
-        texture: standard deviation of slow echogenicity changes inside tissue, dB.
-        clutter: level of side-lobe clutter below the signal it spreads, dB; None for none.
-        noise: level of electronic noise before compensation, dB.
-        specular: strength of specular reflections; 0 for none.
-        fluid_echo: echogenicity of free fluid, dB relative to liver: -45 is clear, -20 holds debris.
-    """
-
-    frequency: float = 3.5
-    depth: float = 160.0
-    radius: float = 50.0
-    field_of_view: float = 66.0
-    beams: int = 96
-    samples: int = 288
-    compensation: float = 0.5
-    dynamic_range: float = 60.0
-    gain: float = 0.0
-    gamma: float = 1.0
-    cycles: float = 2.2
-    beam_width: float = 1.6
-    slice_width: float = 3.5
-    texture: float = 1.5
-    clutter: float | None = -34.0
-    noise: float = -80.0
-    specular: float = 1.0
-    fluid_echo: float = -45.0
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where the probe is in every frame, in the coordinates of the tissue volume, mm.
-
-    Attributes:
-        origin: middle of the probe's face [F, 3].
-        axis: unit vector along the central beam [F, 3].
-        lateral: unit vector across the beams, perpendicular to ``axis`` [F, 3].
-    """
-
-    origin: Tensor
-    axis: Tensor
-    lateral: Tensor
-
-    @property
-    def path(self) -> Tensor:
-        """Distance travelled by each frame, mm [F]."""
-        steps = (self.origin[1:] - self.origin[:-1]).norm(dim=1)
-        return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+_GRAIN = 0.5
+"""Distance of the planes of scatterers along the path, mm."""
 
 
 @dataclass(frozen=True)
@@ -107,208 +48,192 @@ class Sweep:
 
     Attributes:
         image: uint8 [lateral, depth, frame].
-        label: uint8 label ids on the same grid; 0 outside the sector.
+        label: uint8 ids of :data:`SWEEP_LABELS` on the same grid; as an annotator would outline them: shadows of ribs
+            are bridged, what lies behind lung or bowel gas is left out, and so is everything outside the sector.
+        visible: uint8, 1 where the two-way loss stays below :data:`SHADOW_DB`; what lies in full shadow is 0.
         sector: bool [lateral, depth]: where the machine shows anything.
         spacing: mm along lateral, depth, and the mean frame step.
     """
 
     image: Tensor
     label: Tensor
+    visible: Tensor
     sector: Tensor
     spacing: tuple[float, float, float]
 
 
+@dataclass(frozen=True)
+class Echoes:
+    """What comes back before scan conversion, on the polar grid [frame, beam, sample].
+
+    Attributes:
+        level: echo level after time-gain compensation, dB; fully developed speckle in liver lies around 0.
+        structure: structure ids.
+        excess_loss: two-way loss beyond what the machine makes up for, dB.
+    """
+
+    level: Tensor
+    structure: Tensor
+    excess_loss: Tensor
+
+
 def simulate_sweep(
-    tissue: Tensor, label: Tensor, origin: tuple[float, float, float], voxel: float, pose: Pose, machine: Machine,
-    size: tuple[int, int], seed: int,
-) -> Sweep:  # fmt: skip
+    medium: Medium, pose: Pose, machine: Machine, size: tuple[int, int], seed: int, chunk: int = 32
+) -> Sweep:
     """Simulates a sweep.
 
     Args:
-        tissue: :class:`Tissue` ids, uint8 [x, y, z].
-        label: label ids, uint8 on the same grid.
-        origin: position of voxel (0, 0, 0), mm.
-        voxel: edge of a voxel, mm.
+        medium: the patient; decides the device.
         pose: of every frame.
         machine: probe and settings.
         size: pixels of the picture along lateral and depth.
         seed: of speckle, texture and noise.
+        chunk: frames computed at once, which bounds memory and nothing else.
 
     Returns:
-        The sweep.
+        The sweep, on the CPU.
     """
-    generator = torch.Generator().manual_seed(seed)
-    index = _beam_voxels(tissue.shape, origin, voxel, pose, machine)
-    ids = _lookup(tissue, index)
-    labels = _lookup(label, index)
-    level = envelope_db(ids, pose, machine, generator)
-    shown = ((level + machine.dynamic_range - 27 + machine.gain) / machine.dynamic_range).clamp(0, 1) ** machine.gamma
-    grid, sector, pixel = _picture_grid(machine, size)
-    frames = len(pose.origin)
-    batch_grid = grid[None].expand(frames, -1, -1, -1)
-    picture = F.grid_sample(shown[:, None], batch_grid, mode="bilinear", align_corners=True)[:, 0] * sector
-    drawn = F.grid_sample(labels[:, None].float(), batch_grid, mode="nearest", align_corners=True)[:, 0] * sector
-    step = float(pose.path[-1]) / max(frames - 1, 1)
-    return Sweep(
-        image=(255 * picture).round().to(torch.uint8).permute(2, 1, 0).contiguous(),
-        label=drawn.round().to(torch.uint8).permute(2, 1, 0).contiguous(),
-        sector=sector.T.contiguous(),
-        spacing=(pixel[0], pixel[1], step),
-    )
+    grid, sector, pixel = _picture_grid(machine, size, medium.structure.device)
+    labels = torch.from_numpy(lookup_table(SWEEP_LABEL_OF)).to(grid.device)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for begin in range(0, len(pose.origin), chunk):
+        frames = range(begin, min(begin + chunk, len(pose.origin)))
+        echoes = receive(medium, pose, machine, seed, frames)
+        shown = (echoes.level + machine.dynamic_range - 27 + machine.gain) / machine.dynamic_range
+        shown = machine.despeckle(shown.clamp_(0, 1)) ** machine.gamma
+        where = grid.expand(len(frames), -1, -1, -1)
+        picture = F.grid_sample(shown[:, None], where, mode="bilinear", align_corners=True)[:, 0] * sector
+        gas = torch.isin(echoes.structure, torch.tensor(GASES, device=grid.device)).cumsum(-1) > 0
+        coded = labels[echoes.structure] * ~gas + 8.0 * (echoes.excess_loss < SHADOW_DB)
+        drawn = F.grid_sample(coded[:, None], where, mode="nearest", align_corners=True)[:, 0] * sector
+        drawn = drawn.to(torch.uint8)
+        parts.append(((255 * picture).round().to(torch.uint8).cpu(), (drawn & 7).cpu(), (drawn >> 3).cpu()))
+    image, label, visible = (torch.cat(part).permute(2, 1, 0).contiguous() for part in zip(*parts, strict=True))
+    step = float(pose.path[-1]) / max(len(pose.origin) - 1, 1)
+    return Sweep(image, label, visible, sector.T.contiguous().cpu(), (pixel[0], pixel[1], step))
 
 
-def envelope_db(ids: Tensor, pose: Pose, machine: Machine, generator: torch.Generator) -> Tensor:
-    """Echo level after time-gain compensation, dB, on the polar grid.
+def receive(medium: Medium, pose: Pose, machine: Machine, seed: int, frames: range) -> Echoes:
+    """Echoes of some frames of a sweep.
 
     Args:
-        ids: tissue ids [frame, beam, sample].
-        pose: of every frame.
+        medium: the patient.
+        pose: of every frame of the sweep.
         machine: probe and settings.
-        generator: of speckle, texture and noise.
-
-    Returns:
-        [frame, beam, sample], float32; fully developed speckle in liver under the probe lies around 0 dB.
+        seed: of speckle, texture and noise.
+        frames: which.
     """
+    device = medium.structure.device
+    now = pose.select(frames).to(device)
+    beam, apex = machine.beams_of(now)
+    reach = machine.radius + torch.linspace(0, machine.depth, machine.samples, device=device)
+    ids, voxels = medium.sample(apex[:, None].expand_as(beam), beam, reach)
+
+    table = ACOUSTICS
     step_cm = machine.depth / (machine.samples - 1) / 10
-    depth_cm = torch.linspace(0, machine.depth / 10, machine.samples)
-    near = (ids == Tissue.OUTSIDE).cumprod(-1).bool()  # coupling gel before the skin
-    impedance = torch.where(near, _IMPEDANCE[Tissue.SOFT], _IMPEDANCE[ids])
-    attenuation = torch.where(near, 0.0, _ATTENUATION[ids])
+    depth_cm = torch.linspace(0, machine.depth / 10, machine.samples, device=device)
+    gel = (ids == Structure.OUTSIDE).cumprod(-1).bool()  # coupling gel before the skin
+    impedance = _look_up({s: a.impedance for s, a in table.items()}, ids)
+    impedance[gel] = ACOUSTICS[Structure.VISCERAL_FAT].impedance
+    attenuation = _look_up({s: a.attenuation for s, a in table.items()}, ids).masked_fill_(gel, 0.0)
     reflection = torch.zeros_like(impedance)
     change = impedance[..., 1:] - impedance[..., :-1]
     reflection[..., 1:] = change / (impedance[..., 1:] + impedance[..., :-1])
-    lost = 2 * machine.frequency * step_cm * attenuation.cumsum(-1)  # dB, there and back
-    passed = 20 * torch.log10((1 - reflection.square()).clamp_min(1e-4)).cumsum(-1)  # T12 T21 = 1 - R^2
+    lost = attenuation.cumsum_(-1).mul_(2 * machine.frequency * step_cm)  # dB, there and back
+    lost -= (1 - reflection.square()).clamp_min_(1e-4).log10_().mul_(20).cumsum_(-1)  # T12 T21 = 1 - R^2
+    compensation = 2 * machine.compensation * machine.frequency * depth_cm
 
-    echo = torch.where(near, -80.0, _ECHOGENICITY[ids])
-    for fluid in FLUIDS:
-        echo = torch.where(ids == fluid, machine.fluid_echo, echo)
+    levels = {s: a.echogenicity for s, a in table.items()} | dict.fromkeys(FLUIDS, machine.fluid_echo)
+    echo = _look_up(levels, ids).masked_fill_(gel, -80.0)
+    solid = echo > -20
     if machine.texture:
-        echo = echo + machine.texture * _slow_noise(ids.shape, generator) * (echo > -20)
-    amplitude = 10 ** ((echo - lost + passed) / 20)
-    real = amplitude * _white_noise(pose, ids.shape, machine, generator)
-    imaginary = amplitude * _white_noise(pose, ids.shape, machine, generator)
+        echo += solid * machine.texture * _slow_noise(pose, machine, seed, "texture", (8, 8, 10), frames, device)
+    if machine.fascia:
+        wall = torch.isin(ids, torch.tensor(WALL, device=device)) & ~gel
+        streaks = _slow_noise(pose, machine, seed, "fascia", (14, 20, 2.0), frames, device)
+        echo += wall * fascia(streaks, machine.fascia)
+    # The aperture averages over neighbouring beams, which softens the edges of shadows.
+    reached = 10 ** (-lost / 20)
+    if machine.aperture:
+        reached = gaussian_matrix(machine.beams, machine.aperture, "sum", device) @ reached
+    amplitude = reached * 10 ** (echo / 20)
+    axial, lateral = _psf(machine, device)
+    real = amplitude * _scatterers(pose, machine, seed, "real", frames, device)
     if machine.specular:
-        real = real + _specular(impedance, reflection, lost - passed, pose, machine)
-    axial, lateral = _psf(machine)
-    real, imaginary = (_convolve(_convolve(part, axial, 2), lateral, 1) for part in (real, imaginary))
-    real, imaginary = _reverberate(real, imaginary, ids, near, lost, step_cm, lateral, generator)
+        _add_specular(real, reflection, reached, medium, voxels, beam, machine.specular)
+    imaginary = amplitude * _scatterers(pose, machine, seed, "imaginary", frames, device)
+    real, imaginary = (lateral @ (part @ axial) for part in (real, imaginary))
+    real, imaginary = reverberate(real, imaginary, ids, gel, lost, machine, lateral, seed, frames, len(pose.origin))
     power = real.square() + imaginary.square()
     if machine.clutter is not None:
-        power = power + _clutter(power, machine.clutter, generator)
-    noise = 10 ** (machine.noise / 10)
-    electronic = torch.randn(power.shape, generator=generator).square()
-    electronic = electronic + torch.randn(power.shape, generator=generator).square()
-    level = 10 * torch.log10((power + noise * electronic).clamp_min(1e-18))
-    return level + 2 * machine.compensation * machine.frequency * depth_cm
+        power += clutter(power, machine.clutter, seed, frames)
+    if machine.noise is not None:
+        electronic = randn(seed, "electronic", frames, power.shape[1:], device).square_()
+        electronic += randn(seed, "electronic-q", frames, power.shape[1:], device).square_()
+        power += 10 ** (machine.noise / 10) * electronic
+    level = power.clamp_min_(1e-18).log10_().mul_(10) + compensation
+    return Echoes(level, ids, lost - compensation)
 
 
-def _beam_voxels(
-    shape: torch.Size, origin: tuple[float, float, float], voxel: float, pose: Pose, machine: Machine
-) -> Tensor:
-    """Voxel under every sample of every beam, flattened; samples beyond the volume take its edge voxel."""
-    half = radians(machine.field_of_view) / 2
-    angle = torch.linspace(-half, half, machine.beams)[None, :, None]
-    beam = angle.cos() * pose.axis[:, None] + angle.sin() * pose.lateral[:, None]
-    apex = pose.origin - machine.radius * pose.axis
-    reach = machine.radius + torch.linspace(0, machine.depth, machine.samples)
-    flat = torch.zeros(len(pose.origin), machine.beams, machine.samples, dtype=torch.int32)
-    for axis, size in enumerate(shape):
-        start = ((apex[:, axis] - origin[axis]) / voxel)[:, None, None]
-        position = start + (beam[..., axis] / voxel)[..., None] * reach
-        flat = flat * size + position.round_().clamp_(0, size - 1).to(torch.int32)
-    return flat
+def _look_up(values: dict[Structure, float], ids: Tensor) -> Tensor:
+    return torch.from_numpy(lookup_table(values, 0.0, np.float32)).to(ids.device)[ids]
 
 
-def _lookup(volume: Tensor, index: Tensor) -> Tensor:
-    return volume.reshape(-1)[index.reshape(-1)].reshape(index.shape).int()
+def _scatterers(
+    pose: Pose, machine: Machine, seed: int, part: str, frames: range, device: torch.device
+) -> Tensor:  # fmt: skip
+    """White noise of unit variance, correlated between frames over the width of the slice along the travelled path."""
+    sigma = machine.slice_width / _FWHM
+    path = pose.path[frames.start : frames.stop]
+    first, last = ceil(float(path[0] - 4 * sigma) / _GRAIN), ceil(float(path[-1] + 4 * sigma) / _GRAIN)
+    planes = range(first, last + 1)
+    distance = path[:, None] - _GRAIN * torch.tensor(list(planes))[None]
+    weights = torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() < 4 * sigma)
+    weights = (weights / weights.square().sum(1, keepdim=True).sqrt()).to(device)
+    noise = randn(seed, f"scatterers {part}", planes, torch.Size((machine.beams, machine.samples)), device)
+    return (weights @ noise.flatten(1)).reshape(len(frames), *noise.shape[1:])
 
 
-def _white_noise(pose: Pose, shape: torch.Size, machine: Machine, generator: torch.Generator) -> Tensor:
-    """White noise of unit variance that is correlated between frames over the width of the slice."""
-    grain = 0.5  # mm
-    sigma = machine.slice_width / _FWHM / grain
-    count = int(float(pose.path[-1]) / grain) + 2
-    noise = torch.randn((count, *shape[1:]), generator=generator)
-    return _convolve(noise, _gaussian(sigma), 0)[(pose.path / grain).round().long()]
+def _slow_noise(
+    pose: Pose, machine: Machine, seed: int, name: str, scales: tuple[float, float, float], frames: range,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Smooth noise of about unit variance with features of so many frames, beams and samples."""
+    whole = (len(pose.origin), machine.beams, machine.samples)
+    coarse = [ceil(n / scale) + 2 for n, scale in zip(whole, scales, strict=True)]
+    noise = randn(seed, name, range(coarse[0]), torch.Size(coarse[1:]), device)
+    along, across, down = (linear_matrix(n, points, device) for n, points in zip(whole, coarse, strict=True))
+    along = along[frames.start : frames.stop]
+    rows = (along @ noise.flatten(1)).reshape(len(frames), *noise.shape[1:])
+    return across @ rows @ down.T
 
 
-def _slow_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Smooth noise over about 8 frames, 8 beams and 10 samples."""
-    frames, beams, samples = shape
-    coarse = torch.randn((1, 1, frames // 8 + 3, beams // 8 + 3, samples // 10 + 3), generator=generator)
-    return F.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+def _add_specular(
+    real: Tensor, reflection: Tensor, reached: Tensor, medium: Medium, voxels: Tensor, beam: Tensor, strength: float
+) -> None:
+    """Adds echoes of interfaces, strongest where the beam meets them at a right angle (cosine to the fourth)."""
+    place = (reflection.abs() > 1e-4).reshape(-1).nonzero()[:, 0]
+    direction = beam.reshape(-1, 3)[place // reflection.shape[-1]]
+    normal = medium.normal[voxels.reshape(-1)[place]].float()
+    cosine = (direction * normal).sum(1).abs()
+    echo = 25 * strength * reflection.reshape(-1)[place].abs() * reached.reshape(-1)[place] * cosine**4
+    real.view(-1)[place] += echo
 
 
-def _specular(impedance: Tensor, reflection: Tensor, lost: Tensor, pose: Pose, machine: Machine) -> Tensor:
-    """Echoes of interfaces, strongest where the beam meets them at a right angle (cosine to the fourth)."""
-    step = machine.depth / (machine.samples - 1)
-    width = radians(machine.field_of_view) / (machine.beams - 1)
-    reach = machine.radius + torch.linspace(0, machine.depth, machine.samples)
-    frame_step = max(float(pose.path[-1]) / max(len(pose.origin) - 1, 1), 0.2)
-    smooth = F.avg_pool3d(impedance[None, None], (3, 5, 5), stride=1, padding=(1, 2, 2))[0, 0]
-    along = torch.gradient(smooth, dim=2)[0]
-    across = torch.gradient(smooth, dim=1)[0] * (step / (reach * width))
-    between = torch.gradient(smooth, dim=0)[0] * (step / frame_step) if len(smooth) > 1 else torch.zeros_like(along)
-    cosine = along.abs() / (along.square() + across.square() + between.square() + 1e-9).sqrt()
-    return machine.specular * 25 * reflection.abs() * 10 ** (-lost / 20) * cosine**4
-
-
-def _reverberate(
-    real: Tensor, imaginary: Tensor, ids: Tensor, near: Tensor, lost: Tensor, step_cm: float, lateral: Tensor,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Below the first gas of each beam: fading copies of what lies above it, and haze ("dirty shadow")."""
-    samples = ids.shape[-1]
-    gas = torch.isin(ids, torch.tensor([int(tissue) for tissue in GASES])) & ~near
-    first = torch.where(gas.any(-1), gas.int().argmax(-1), samples).clamp_min(12)[..., None]
-    position = torch.arange(samples)
-    copy = position // first
-    beyond = (position - first).clamp_min(0) * step_cm
-    fading = 10 ** (-(8.0 * copy.clamp(0, 1) + 5.5 * beyond) / 20) * ((copy > 0) & (copy < 7))
-    source = position - copy * first
-    # The pleura itself comes back as sharp lines; the wall above it only faintly.
-    fading = fading * (0.12 + torch.exp(-(((first - source) * step_cm / 0.25) ** 2)))
-    real, imaginary = (part + part.gather(2, source) * fading for part in (real, imaginary))
-    at_gas = lost.gather(2, first.clamp_max(samples - 1))
-    haze = 10 ** ((-6.5 * beyond - 4.0 - at_gas) / 20) * (position > first)
-    for part in (real, imaginary):
-        part += haze * _convolve(torch.randn(part.shape, generator=generator), lateral, 1)
-    return real, imaginary
-
-
-def _clutter(power: Tensor, level: float, generator: torch.Generator) -> Tensor:
-    """Side lobes: power spread over 41 neighbouring beams, with speckle of its own."""
-    frames, beams, samples = power.shape
-    by_sample = power.transpose(1, 2).reshape(-1, 1, beams)
-    spread = F.avg_pool1d(by_sample, 41, stride=1, padding=20).reshape(frames, samples, beams).transpose(1, 2)
-    exponential = -torch.rand(power.shape, generator=generator).clamp_min(1e-9).log()
-    return spread * 10 ** (level / 10) * exponential
-
-
-def _psf(machine: Machine) -> tuple[Tensor, Tensor]:
-    """Axial and lateral kernels of unit energy, in samples and beams."""
+def _psf(machine: Machine, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Axial and lateral point-spread functions of unit energy, as matrices over samples and over beams."""
     pulse = machine.cycles * SPEED_OF_SOUND / machine.frequency / 2  # mm, full width at half maximum
     axial = pulse / _FWHM / (machine.depth / (machine.samples - 1))
     lateral = machine.beam_width / _FWHM / (machine.field_of_view / (machine.beams - 1))
-    return _gaussian(axial), _gaussian(max(lateral, 0.5))
+    return (
+        gaussian_matrix(machine.samples, max(axial, 0.3), "energy", device),
+        gaussian_matrix(machine.beams, max(lateral, 0.5), "energy", device),
+    )
 
 
-def _gaussian(sigma: float) -> Tensor:
-    """Gaussian of unit energy: white noise of unit variance keeps its variance."""
-    reach = max(1, ceil(3 * sigma))
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
-    return kernel / kernel.square().sum().sqrt()
-
-
-def _convolve(volume: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """Convolution along one axis, zeros beyond the ends."""
-    moved = volume.movedim(axis, -1)
-    rows = moved.reshape(-1, 1, moved.shape[-1])
-    return F.conv1d(rows, kernel[None, None], padding="same").reshape(moved.shape).movedim(-1, axis)
-
-
-def _picture_grid(machine: Machine, size: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[float, float]]:
+def _picture_grid(
+    machine: Machine, size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """Where each pixel (depth, lateral) reads the polar grid, which pixels lie in the sector, and their size in mm."""
     width, height = size
     half = radians(machine.field_of_view) / 2
@@ -319,4 +244,4 @@ def _picture_grid(machine: Machine, size: tuple[int, int]) -> tuple[Tensor, Tens
     reach = torch.hypot(down, across) - machine.radius
     grid = torch.stack([2 * reach / machine.depth - 1, torch.atan2(across, down) / half], dim=-1)
     sector = (grid.abs() <= 1).all(-1)
-    return grid, sector, (float(lateral[1] - lateral[0]), float(depth[1] - depth[0]))
+    return grid[None].to(device), sector.to(device), (float(lateral[1] - lateral[0]), float(depth[1] - depth[0]))

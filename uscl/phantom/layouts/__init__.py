@@ -1,0 +1,12 @@
+"""Phantom studies in each data set's own layout on disk."""
+
+from __future__ import annotations
+
+from uscl.phantom.layouts import amos, brats, totalsegmentator, ultrasound
+from uscl.phantom.study import Layout
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (ultrasound.LAYOUT, amos.LAYOUT, totalsegmentator.LAYOUT, brats.LAYOUT)
+}
+
+__all__ = ["LAYOUTS"]
