@@ -84,7 +84,7 @@ def test_classes_are_drawn_evenly(study):
 
 
 def test_chosen_classes_only(study):
-    data = module(study, classes=["liver"])
+    data = module(study, classes=["liver"], patches_per_epoch=4)
     data.setup("fit")
     assert {data.train_dataloader().dataset[n]["class_name"] for n in range(5)} == {"liver"}
     with pytest.raises(InputError, match=r"data\.classes: lung not among the labels"):

@@ -194,7 +194,9 @@ def draw_machine(random: np.random.Generator, name: str = "any", beams: int = 96
     )
 
 
-def draw_pose(random: np.random.Generator, anatomy: TorsoAnatomy, side: Side, view: View, frames: int) -> Pose:
+def draw_pose(
+    random: np.random.Generator, anatomy: TorsoAnatomy, side: Side, view: View, frames: int, footwards: float = 0.0
+) -> Pose:
     """A sweep in the coronal plane from the flank, sliding from front to back or back to front.
 
     The central beam points at the body's axis, the beams fan out from head (first) to foot. Hand speed varies by a
@@ -206,6 +208,7 @@ def draw_pose(random: np.random.Generator, anatomy: TorsoAnatomy, side: Side, vi
         side: flank.
         view: ``pleural`` looks at the costophrenic angle, ``abdominal`` at the kidney and at liver or spleen before it.
         frames: number of frames.
+        footwards: how much lower than usual the probe is held, mm: below a lung that hides everything.
     """
     height, middle = random.uniform(-88, -62), random.uniform(0.0, 0.35)  # radians behind the mid-axillary line
     if view == "abdominal":
@@ -219,7 +222,7 @@ def draw_pose(random: np.random.Generator, anatomy: TorsoAnatomy, side: Side, vi
     outward = torch.stack([sign * angle.cos(), angle.sin(), torch.zeros_like(angle)], dim=1)
     skin = torch.tensor([anatomy.trunk.skin_distance(float(x), float(y)) for x, y, _ in outward])
     # The face is curved and the skin gives way: the probe sinks in by a few millimetres.
-    origin = outward * (skin - random.uniform(2, 5))[:, None] + torch.tensor([0.0, 0.0, float(height)])
+    origin = outward * (skin - random.uniform(2, 5))[:, None] + torch.tensor([0.0, 0.0, float(height) - footwards])
     origin = origin + 0.3 * _wobble(random, frames)[:, None] * torch.tensor([0.0, 0.0, 1.0])
     headwards = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(frames, 3)
     across = torch.linalg.cross(headwards, outward)

@@ -94,7 +94,6 @@ def simulate_sweep(
         The sweep, on the CPU.
     """
     grid, sector, pixel = _picture_grid(machine, size, medium.structure.device)
-    labels = torch.from_numpy(lookup_table(SWEEP_LABEL_OF)).to(grid.device)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for begin in range(0, len(pose.origin), chunk):
         frames = range(begin, min(begin + chunk, len(pose.origin)))
@@ -103,14 +102,30 @@ def simulate_sweep(
         shown = machine.despeckle(shown.clamp_(0, 1)) ** machine.gamma
         where = grid.expand(len(frames), -1, -1, -1)
         picture = F.grid_sample(shown[:, None], where, mode="bilinear", align_corners=True)[:, 0] * sector
-        gas = torch.isin(echoes.structure, torch.tensor(GASES, device=grid.device)).cumsum(-1) > 0
-        coded = labels[echoes.structure] * ~gas + 8.0 * (echoes.excess_loss < SHADOW_DB)
+        coded = _outlined(echoes.structure) + 8.0 * (echoes.excess_loss < SHADOW_DB)
         drawn = F.grid_sample(coded[:, None], where, mode="nearest", align_corners=True)[:, 0] * sector
         drawn = drawn.to(torch.uint8)
         parts.append(((255 * picture).round().to(torch.uint8).cpu(), (drawn & 7).cpu(), (drawn >> 3).cpu()))
     image, label, visible = (torch.cat(part).permute(2, 1, 0).contiguous() for part in zip(*parts, strict=True))
     step = float(pose.path[-1]) / max(len(pose.origin) - 1, 1)
     return Sweep(image, label, visible, sector.T.contiguous().cpu(), (pixel[0], pixel[1], step))
+
+
+def share_labelled(medium: Medium, pose: Pose, machine: Machine) -> float:
+    """Share of the sector that shows a target, over five frames along a sweep."""
+    frames = torch.linspace(0, len(pose.origin) - 1, 5).round().long()
+    some = Pose(pose.origin[frames], pose.axis[frames], pose.lateral[frames]).to(medium.structure.device)
+    beam, apex = machine.beams_of(some)
+    reach = machine.radius + torch.linspace(0, machine.depth, machine.samples, device=beam.device)
+    labels = _outlined(medium.sample(apex[:, None].expand_as(beam), beam, reach)[0])
+    return float(((labels > 0) * reach).mean() / reach.mean())
+
+
+def _outlined(structure: Tensor) -> Tensor:
+    """What an annotator would outline along each beam [frame, beam, sample]: nothing behind gas."""
+    labels = torch.from_numpy(lookup_table(SWEEP_LABEL_OF)).to(structure.device)
+    gas = torch.isin(structure, torch.tensor(GASES, device=structure.device)).cumsum(-1) > 0
+    return labels[structure] * ~gas
 
 
 def receive(medium: Medium, pose: Pose, machine: Machine, seed: int, frames: range) -> Echoes:

@@ -31,15 +31,17 @@ from scipy import ndimage
 from uscl.data.volume import Array, Volume, read_image, read_label, write_volume
 from uscl.errors import InputError
 from uscl.phantom.label_maps import LABEL_MAPS, LabelMap, torso_from_labels
-from uscl.phantom.machine import MACHINES, draw_machine, draw_pose
+from uscl.phantom.machine import MACHINES, Machine, Pose, draw_machine, draw_pose
 from uscl.phantom.medium import Medium
 from uscl.phantom.structures import SWEEP_LABELS
 from uscl.phantom.study import Layout, Patient, Preview, Written, note_of, write_note
 from uscl.phantom.torso import SIDES, Side, TorsoAnatomy, View, build_torso, draw_pathology
-from uscl.phantom.ultrasound import Sweep, simulate_sweep
+from uscl.phantom.ultrasound import Sweep, share_labelled, simulate_sweep
 from uscl.seeds import derive_seed
 
 NAME = "phantom-ultrasound"
+_WINDOWS = 8
+_SHARE_TO_SHOW = 0.08
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def simulate(folder: Path, settings: SweepStudy, patient: Patient) -> list[Writt
     for sweep in missing:
         random = np.random.default_rng(derive_seed("sweep", *seed, sweep))
         machine = draw_machine(random, settings.machine)
-        pose = draw_pose(random, anatomy, sides[sweep % 2], view, settings.frames)
+        pose = _find_window(random, anatomy, medium, machine, sides[sweep % 2], view, settings.frames)
         speckle = derive_seed("speckle", *seed, sweep)
         made = simulate_sweep(medium, pose, machine, (settings.size, settings.size), speckle)
         _write(folder, settings, names[sweep], patient, made)
@@ -126,6 +128,20 @@ def simulate(folder: Path, settings: SweepStudy, patient: Patient) -> list[Writt
         }  # fmt: skip
         write_note(folder, names[sweep], drawn)
     return written
+
+
+def _find_window(
+    random: np.random.Generator, anatomy: TorsoAnatomy, medium: Medium, machine: Machine, side: Side, view: View,
+    frames: int,
+) -> Pose:  # fmt: skip
+    """The first pose that shows a target, as a sonographer moves the probe until there is something to see."""
+    tried: list[tuple[float, Pose]] = []
+    for attempt in range(_WINDOWS):
+        pose = draw_pose(random, anatomy, side, view, frames, footwards=8.0 * attempt)
+        tried.append((share_labelled(medium, pose, machine), pose))
+        if tried[-1][0] >= _SHARE_TO_SHOW:
+            return pose
+    return max(tried, key=lambda pair: pair[0])[1]
 
 
 def _anatomy(settings: SweepStudy, patient: Patient, pathology: Any) -> TorsoAnatomy:
