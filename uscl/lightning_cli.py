@@ -23,10 +23,14 @@ from uscl.data.mask_writer import MaskWriter
 from uscl.errors import InputError
 from uscl.evaluation.scoring import Scoring
 from uscl.phantom import PhantomDataModule
+from uscl.phantom.pretraining import PretrainDataModule
 from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
-from uscl.stages import AdapterExport, LoRASegModule, VCLPretrainModule
+from uscl.stages import AdapterExport, LoRASegModule, PretrainModule, VCLPretrainModule, WeightsExport
 
-__all__ = ["LoRASegModule", "PhantomDataModule", "UsclCLI", "VCLPretrainModule", "VolumeDataModule", "run"]
+__all__ = [
+    "LoRASegModule", "PhantomDataModule", "PretrainDataModule", "PretrainModule", "UsclCLI", "VCLPretrainModule",
+    "VolumeDataModule", "run",
+]  # fmt: skip
 
 
 def _quieten() -> None:
@@ -96,7 +100,7 @@ class UsclCLI(LightningCLI):
         """Adds the callbacks that make a run leave something behind, and a CSV logger where none is chosen."""
         config = self.config[self.subcommand].trainer
         folder = config.default_root_dir
-        callbacks: list[Callback] = [AdapterExport(), Scoring(), MaskWriter()]
+        callbacks: list[Callback] = [AdapterExport(), WeightsExport(), Scoring(), MaskWriter()]
         if not config.fast_dev_run:
             if config.enable_checkpointing is not False:
                 latest = ModelCheckpoint(f"{folder}/checkpoints", "last", enable_version_counter=False)

@@ -11,6 +11,7 @@ from uscl.evaluation import read_rows
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
+PRETRAIN = EXPERIMENTS / "pretrain.yaml"
 CONFIGS = sorted(EXPERIMENTS.rglob("*.yaml"))
 
 
@@ -50,7 +51,25 @@ def runs(study, tmp_path_factory):
 
 
 def test_every_experiment_is_known_here():
-    assert {config.stem for config in CONFIGS} == set(VERBS), "a new experiment needs its run in this file"
+    assert {config.stem for config in CONFIGS} == {*VERBS, PRETRAIN.stem}, "a new experiment needs its run in this file"
+
+
+def test_pretraining_leaves_weights_that_the_other_stages_take(study, tmp_path):
+    args = [
+        "fit", "--config", str(PRETRAIN), "--model.backbone", "tiny", "--data.root", str(tmp_path / "anatomies"),
+        "--data.torsos", "1", "--data.heads", "1", "--data.preprocessing.patch_size", "64",
+        "--data.preprocessing.spacing", "[3, 3, 3]", "--data.patches_per_epoch", "4", "--data.val_patches", "2",
+        "--data.workers", "0", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(tmp_path / "pretrain"),
+    ]  # fmt: skip
+    assert main(args) == 0
+    header = (tmp_path / "pretrain/metrics.csv").read_text().splitlines()[0]
+    assert all(name in header for name in ("train/loss", "train/dice", "train/semantic", "val/dice_1", "val/dice"))
+    weights = tmp_path / "pretrain/weights.safetensors"
+    args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
+    args[args.index("--model.weights") + 1] = str(weights)
+    assert main([*args, "--model.test_clicks", "[1]", "--data.classes", "[liver]"]) == 0
+    assert {row.weights[:26] for row in read_rows(tmp_path / "eval_us/rows.csv")} == {"weights.safetensors sha256"}
 
 
 def test_every_run_leaves_its_record(runs):
@@ -134,7 +153,7 @@ def test_paper_experiments_run_with_a_smaller_backbone(config, runs, study, tmp_
 def test_optimizers_are_written_out(config):
     """Defaults of one optimiser leak into another that the command line picks; a full list leaves nothing to leak."""
     optimizer = yaml.safe_load(config.read_text())["model"]["init_args"].get("optimizer")
-    if VERBS[config.stem] == "fit":
+    if VERBS.get(config.stem, "fit") == "fit":
         assert set(optimizer["init_args"]) == {"lr", "betas", "eps", "weight_decay", "amsgrad"}
 
 

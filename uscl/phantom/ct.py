@@ -38,6 +38,20 @@ HOUNSFIELD: dict[Structure, tuple[float, float, float]] = {
 }  # fmt: skip
 
 
+def hounsfield_units(phase: Phase, random: np.random.Generator, spread: float = 6.0) -> NDArray[np.float32]:
+    """One patient's Hounsfield units by structure id.
+
+    Args:
+        phase: of the contrast medium.
+        random: varies each structure.
+        spread: by so much, standard deviation in HU.
+    """
+    values = np.zeros(STRUCTURES, np.float32)
+    for structure, units in HOUNSFIELD.items():
+        values[structure] = units[PHASES.index(phase)] + (random.normal(0, spread) if structure else 0)
+    return values
+
+
 def render_ct(anatomy: Anatomy, phase: Phase, random: np.random.Generator) -> tuple[NDArray[np.int16], dict[str, Any]]:
     """Renders an anatomy as CT on its own grid.
 
@@ -49,9 +63,7 @@ def render_ct(anatomy: Anatomy, phase: Phase, random: np.random.Generator) -> tu
     Returns:
         Hounsfield units [x, y, z], and what was drawn.
     """
-    values = np.zeros(STRUCTURES, np.float32)
-    for structure, units in HOUNSFIELD.items():
-        values[structure] = units[PHASES.index(phase)] + (random.normal(0, 6) if structure else 0)
+    values = hounsfield_units(phase, random)
     noise, blur, texture = random.uniform(6, 28), random.uniform(0.35, 0.8), random.uniform(2, 8)
     image = values[anatomy.structure]
     soft = (image > -200) & (image < 200)

@@ -1,7 +1,8 @@
-"""The LightningModules, one per stage, and what writes their adapters."""
+"""The LightningModules, one per stage, and what writes the files they leave behind."""
 
-from uscl.stages.adapter_export import AdapterExport
+from uscl.stages.export import AdapterExport, WeightsExport
 from uscl.stages.lora_seg import LoRASegModule
+from uscl.stages.pretrain import PretrainModule
 from uscl.stages.vcl_pretrain import VCLPretrainModule
 
-__all__ = ["AdapterExport", "LoRASegModule", "VCLPretrainModule"]
+__all__ = ["AdapterExport", "LoRASegModule", "PretrainModule", "VCLPretrainModule", "WeightsExport"]

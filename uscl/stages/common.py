@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -18,9 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def configure_optimizers(
-    module: LightningModule, optimizer: OptimizerCallable | None, lr_scheduler: LRSchedulerCallable | None
+    module: LightningModule,
+    optimizer: OptimizerCallable | None,
+    lr_scheduler: LRSchedulerCallable | None,
+    interval: Literal["epoch", "step"] = "epoch",
 ) -> OptimizerLRScheduler:
-    """Builds the optimiser over what is trainable; the scheduler, if any, steps once per epoch.
+    """Builds the optimiser over what is trainable; the scheduler, if any, steps once per ``interval``.
 
     Without an optimiser it is AdamW as SAM-Med3D trains its encoder: learning rate 8e-4, betas 0.9 and 0.999, weight
     decay 0.1.
@@ -32,7 +35,9 @@ def configure_optimizers(
     if not parameters:
         raise InputError("nothing is trainable; set model.lora, e.g. --model.lora.rank 32")
     built = optimizer(parameters) if optimizer else AdamW(parameters, lr=8e-4, betas=(0.9, 0.999), weight_decay=0.1)
-    return [built], [] if lr_scheduler is None else [lr_scheduler(built)]
+    if lr_scheduler is None:
+        return built
+    return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": interval}}
 
 
 def announce_trunk(trunk: Trunk) -> None:

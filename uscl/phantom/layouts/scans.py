@@ -12,7 +12,7 @@ from uscl.data.volume import Array, Volume
 from uscl.phantom.canvas import Anatomy
 from uscl.phantom.medium import Medium
 from uscl.phantom.structures import Structure, lookup_table
-from uscl.phantom.torso import Pathology, build_torso, draw_pathology
+from uscl.phantom.torso import Pathology, TorsoAnatomy, build_torso, draw_pathology
 from uscl.seeds import derive_seed
 
 
@@ -36,10 +36,15 @@ def scanned_torso(seed: int, spacing: tuple[float, float, float]) -> Anatomy:
         seed: of the patient.
         spacing: of the scan, mm.
     """
+    return resample(draw_torso(seed), spacing)
+
+
+def draw_torso(seed: int) -> TorsoAnatomy:
+    """A patient with or without fluid."""
     random = np.random.default_rng(derive_seed("scan pathology", seed))
     kind = random.integers(3)
     pathology = Pathology({}) if kind == 0 else draw_pathology(random, "pleural" if kind == 1 else "abdominal")
-    return resample(build_torso(seed, pathology), spacing)
+    return build_torso(seed, pathology)
 
 
 def resample(anatomy: Anatomy, spacing: tuple[float, float, float]) -> Anatomy:

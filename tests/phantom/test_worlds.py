@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import torch
+
+from uscl.data import Preprocessing
+from uscl.phantom.canvas import Anatomy
+from uscl.phantom.contrast import render
+from uscl.phantom.layouts.scans import draw_torso
+from uscl.phantom.pretraining import IGNORED, Curriculum, RenderedPatches, build_anatomies
+from uscl.phantom.structures import Structure
+from uscl.phantom.worlds import HEAD_OBJECTS, TORSO_OBJECTS, body_world, members, shape_world
+
+PREPROCESSING = Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64)
+
+
+@pytest.fixture(scope="module")
+def torso() -> Anatomy:
+    return draw_torso(5)
+
+
+@pytest.fixture(scope="module")
+def anatomies(tmp_path_factory):
+    return build_anatomies(tmp_path_factory.mktemp("anatomies"), 1, 1, 0, 1)
+
+
+def stream(anatomies, seed: int = 0, **options) -> RenderedPatches:
+    torsos, heads = anatomies
+    curriculum = options.pop("curriculum", Curriculum(patches=10))
+    return RenderedPatches(tuple(torsos), tuple(heads), PREPROCESSING, 3, curriculum, seed)
+
+
+def test_patches_lie_as_volumes_are_prepared(torso):
+    """x to the right, y to the front, z to the head: the liver right of the spleen, the spine behind both."""
+    tables = members(TORSO_OBJECTS)
+    found = 0
+    for seed in range(40):
+        world = body_world(torso, tables, np.random.default_rng(seed), 64, 3.0)
+        places = {name: np.argwhere(world.mask(name)) for name in ("liver", "spleen", "spine", "heart")}
+        centre = {name: at.mean(0) for name, at in places.items() if len(at) > 300}
+        if {"liver", "spleen", "spine"} <= centre.keys():
+            assert centre["liver"][0] > centre["spleen"][0]
+            assert centre["spine"][1] < min(centre["liver"][1], centre["spleen"][1])
+            found += 1
+        if {"heart", "liver"} <= centre.keys():
+            assert centre["heart"][2] > centre["liver"][2]
+    assert found > 3
+
+
+def test_objects_keep_their_size(torso):
+    """Deformations change volumes by some tens of per cent, not by factors."""
+    whole = np.isin(torso.structure, TORSO_OBJECTS["spleen"]).sum() * torso.voxel**3
+    volumes = []
+    for seed in range(40):  # patches large enough to hold all of it
+        world = body_world(torso, members(TORSO_OBJECTS), np.random.default_rng(seed), 64, 6.0)
+        mask = world.mask("spleen")
+        if mask.any() and not any(mask.take(side, axis).any() for axis in range(3) for side in (0, -1)):
+            volumes.append(mask.sum() * 6.0**3)
+    assert len(volumes) > 20
+    assert 0.7 < np.median(volumes) / whole < 1.4
+
+
+def test_targets_are_often_off_centre(torso):
+    distance = []
+    for seed in range(30):
+        world = body_world(torso, members(TORSO_OBJECTS), np.random.default_rng(seed), 64, 3.0)
+        inside = np.argwhere(world.mask("liver"))
+        if len(inside) > 300:
+            distance.append(np.abs((inside.min(0) + inside.max(0)) / 2 - 31.5).max())
+    assert np.mean(np.array(distance) > 10) > 0.3
+
+
+def test_shapes_are_objects_of_their_own():
+    for seed in range(5):
+        world = shape_world(np.random.default_rng(seed), 64)
+        ids = set(np.unique(world.structure)) - {0}
+        assert ids <= {int(np.flatnonzero(table)[0]) for table in world.objects.values()}
+        assert len(ids) > 2
+
+
+def test_contrasts_differ_and_stay_finite(torso):
+    world = body_world(torso, members(TORSO_OBJECTS), np.random.default_rng(1), 64, 3.0)
+    liver, spleen = world.mask("liver"), world.mask("spleen")
+    brighter = []
+    for seed in range(30):
+        image = render(world, np.random.default_rng(seed))
+        assert image.dtype == np.float32
+        assert np.isfinite(image).all()
+        if liver.sum() > 300 and spleen.sum() > 300:
+            brighter.append(image[liver].mean() > image[spleen].mean())
+    assert len(brighter) == 0 or 0.1 < np.mean(brighter) < 0.9
+
+
+def test_ct_is_among_the_contrasts(torso):
+    tables = members(TORSO_OBJECTS)
+    lowest = [render(body_world(torso, tables, np.random.default_rng(n), 64, 3.0), np.random.default_rng(n)).min()
+              for n in range(30)]  # fmt: skip
+    assert 0.1 < np.mean(np.array(lowest) < -500) < 0.6
+
+
+def test_a_patch_is_the_same_whoever_asks(anatomies):
+    first, again = stream(anatomies), stream(anatomies)
+    again[3]
+    for key, value in first[7].items():
+        assert torch.equal(value, again[7][key])
+    assert not torch.equal(first[7]["image"], first[8]["image"])
+    assert not torch.equal(first[7]["image"], stream(anatomies, seed=1)[7]["image"])
+
+
+def test_what_a_patch_holds(anatomies):
+    patches = stream(anatomies)
+    kinds = set()
+    for number in range(12):
+        patch = patches[number]
+        assert patch["image"].shape == (1, 64, 64, 64)
+        assert patch["image"].dtype == torch.float32
+        assert patch["target"].shape == (3, 64, 64, 64)
+        assert patch["target"].dtype == torch.bool
+        assert patch["target"].flatten(1).any(1).all()
+        assert patch["semantic"].shape == (8, 8, 8)
+        kinds.add(bool((patch["semantic"] == IGNORED).all()))
+    assert kinds == {True, False}
+
+
+def test_semantic_names_what_the_cells_hold(anatomies):
+    """Turned over together with image and targets."""
+    patches = stream(anatomies, curriculum=Curriculum(1, (0.0, 0.0), (1.0, 1.0)))
+    agreeing = []
+    for number in range(1, 15):
+        patch = patches[number]
+        middle = patch["target"][:, 4::8, 4::8, 4::8]
+        allowed = [set(table) for table in {**TORSO_OBJECTS, **HEAD_OBJECTS}.values()]
+        for mask in middle:
+            if mask.sum() > 2:
+                ids = {Structure(int(i)) for i in patch["semantic"][mask].unique()}
+                agreeing.append(any(ids <= table for table in allowed))
+    assert len(agreeing) > 10
+    assert all(agreeing)
+
+
+def test_small_objects_come_later():
+    curriculum = Curriculum(100, (0.8, 0.2), (20.0, 2.0))
+    assert curriculum.at(0) == (0.8, 20.0)
+    assert curriculum.at(50) == pytest.approx((0.5, 11.0))
+    assert curriculum.at(500) == pytest.approx((0.2, 2.0))
+
+
+def test_anatomies_are_built_once_and_alike(tmp_path):
+    torsos, heads = build_anatomies(tmp_path / "a", 1, 1, 3, 1)
+    stamp = torsos[0].stat().st_mtime_ns
+    assert build_anatomies(tmp_path / "a", 1, 1, 3, 1) == (torsos, heads)
+    assert torsos[0].stat().st_mtime_ns == stamp
+    again, _ = build_anatomies(tmp_path / "b", 1, 0, 3, 2)
+    with np.load(torsos[0]) as one, np.load(again[0]) as two:
+        assert np.array_equal(one["structure"], two["structure"])

@@ -1,0 +1,247 @@
+"""Data to pre-train a backbone on: an endless numbered stream of rendered worlds, and the anatomies it is cut from."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from numpy.typing import NDArray
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from uscl.data.patches import Preprocessing
+from uscl.data.training_patches import PatchNumbers
+from uscl.errors import InputError
+from uscl.phantom.brain import VOXEL as HEAD_VOXEL
+from uscl.phantom.brain import build_brain
+from uscl.phantom.canvas import VOXEL as TORSO_VOXEL
+from uscl.phantom.canvas import Anatomy
+from uscl.phantom.contrast import render
+from uscl.phantom.layouts.scans import draw_torso
+from uscl.phantom.worlds import HEAD_OBJECTS, TORSO_OBJECTS, World, body_world, members, shape_world
+from uscl.seeds import derive_seed
+
+log = logging.getLogger(__name__)
+IGNORED = -100
+"""Semantic class of a world that has none (torch's cross-entropy leaves it out)."""
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What comes first: large objects in scenes of random shapes; then anatomy and small objects.
+
+    Every value goes linearly from the first number to the second over ``patches`` patches.
+
+    Attributes:
+        patches: length of the way.
+        shapes: share of worlds made of random shapes.
+        smallest_ml: objects with less in the patch are left out.
+    """
+
+    patches: int = 8000
+    shapes: tuple[float, float] = (0.7, 0.25)
+    smallest_ml: tuple[float, float] = (20.0, 1.5)
+
+    def at(self, number: int) -> tuple[float, float]:
+        """Share of shapes and smallest object, ml, at patch ``number``."""
+        way = min(1.0, number / self.patches)
+        shapes, smallest = ((1 - way) * pair[0] + way * pair[1] for pair in (self.shapes, self.smallest_ml))
+        return shapes, smallest
+
+
+class RenderedPatches(Dataset[dict[str, Any]]):
+    """Patch n of the stream: the same whoever asks for it and whenever.
+
+    Args:
+        torsos: files of anatomies.
+        heads: files of anatomies.
+        preprocessing: normalises, and says how large patches are.
+        objects: K, objects per patch; one that has fewer repeats them.
+        curriculum: what comes when.
+        seed: of the stream.
+    """
+
+    def __init__(
+        self, torsos: tuple[Path, ...], heads: tuple[Path, ...], preprocessing: Preprocessing, objects: int,
+        curriculum: Curriculum, seed: int,
+    ) -> None:  # fmt: skip
+        self.torsos, self.heads = torsos, heads
+        self.preprocessing, self.objects, self.curriculum, self.seed = preprocessing, objects, curriculum, seed
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Patch ``number``.
+
+        Returns:
+            ``image`` float32 [1, S, S, S]; ``target`` bool [K, S, S, S]; ``semantic`` int64 [g, g, g] with g = S / 8,
+            the structure in the middle of every cell of 8^3 voxels, or :data:`IGNORED`.
+        """
+        shapes, smallest = self.curriculum.at(number)
+        voxel_ml = float(np.prod(self.preprocessing.spacing)) / 1000
+        attempt = 0
+        while True:
+            random = np.random.default_rng(derive_seed("pretraining patch", self.seed, number, attempt))
+            world = self._world(random, shapes)
+            names = _worth_clicking(world, smallest / voxel_ml)
+            if names:
+                break
+            attempt += 1
+        chosen = [names[i % len(names)] for i in random.permutation(len(names))][: self.objects]
+        chosen += [chosen[int(random.integers(len(chosen)))] for _ in range(self.objects - len(chosen))]
+        image = render(world, random)
+        image = self.preprocessing.normalise(image, (0, 0, 0), (image.shape[0],) * 3)
+        masks = np.stack([world.mask(name) for name in chosen])
+        semantic = world.structure[4::8, 4::8, 4::8].astype(np.int64)
+        flips = tuple(axis for axis in range(3) if random.random() < 0.15)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(np.flip(image, flips)))[None],
+            "target": torch.from_numpy(np.ascontiguousarray(np.flip(masks, tuple(1 + axis for axis in flips)))),
+            "semantic": torch.from_numpy(np.ascontiguousarray(np.flip(semantic, flips)))
+            if world.anatomical
+            else torch.full(semantic.shape, IGNORED),
+        }
+
+    def _world(self, random: np.random.Generator, shapes: float) -> World:
+        size, spacing = self.preprocessing.patch_size, self.preprocessing.spacing[0]
+        if random.random() < shapes:
+            return shape_world(random, size)
+        torso = random.random() < 0.7
+        files = self.torsos if torso else self.heads
+        ids = load_structure(files[int(random.integers(len(files)))])
+        anatomy = Anatomy(ids, (0.0, 0.0, 0.0), TORSO_VOXEL if torso else HEAD_VOXEL)
+        return body_world(anatomy, members(TORSO_OBJECTS if torso else HEAD_OBJECTS), random, size, spacing)
+
+
+def _worth_clicking(world: World, smallest: float) -> list[str]:
+    """Objects with enough voxels that do not fill the patch either."""
+    counts = np.bincount(world.structure.ravel(), minlength=256)
+    largest = 0.7 * world.structure.size
+    sizes = {name: counts[: len(table)][table].sum() for name, table in world.objects.items()}
+    return [name for name, size in sizes.items() if smallest <= size <= largest]
+
+
+@lru_cache(maxsize=64)
+def load_structure(file: Path) -> NDArray[np.uint8]:
+    """Structure ids of an anatomy that :func:`build_anatomies` wrote."""
+    with np.load(file) as arrays:
+        ids: NDArray[np.uint8] = arrays["structure"]
+    return ids
+
+
+def build_anatomies(folder: Path, torsos: int, heads: int, seed: int, workers: int) -> tuple[list[Path], list[Path]]:
+    """Builds the anatomies that are not there yet, with progress; an interrupted call is taken up again.
+
+    Args:
+        folder: where to; files are named by kind, seed and number.
+        torsos: how many.
+        heads: how many.
+        seed: of everything; never that of a study, whose patients are drawn under other names.
+        workers: processes.
+
+    Returns:
+        Files of torsos and of heads.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {kind: [folder / f"{kind}_{seed}_{n:05d}.npz" for n in range(count)]
+             for kind, count in (("torso", torsos), ("head", heads))}  # fmt: skip
+    missing = [(file, kind, seed, n) for kind in files for n, file in enumerate(files[kind]) if not file.is_file()]
+    if missing:
+        with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+            built = pool.map(_build_one, missing)
+            for _ in track(built, f"Building {len(missing)} anatomies", total=len(missing)):
+                pass
+    return files["torso"], files["head"]
+
+
+def _build_one(job: tuple[Path, str, int, int]) -> None:
+    file, kind, seed, number = job
+    own = derive_seed("pretraining anatomy", kind, seed, number)
+    anatomy = draw_torso(own) if kind == "torso" else build_brain(own)
+    partial = file.with_suffix(".partial.npz")
+    np.savez_compressed(partial, structure=anatomy.structure)
+    partial.replace(file)
+
+
+class PretrainDataModule(LightningDataModule):
+    """Rendered worlds for training a backbone from scratch; validation looks at anatomies that training never meets.
+
+    Args:
+        root: folder for the anatomies.
+        torsos: to train on.
+        heads: to train on.
+        seed: of anatomies and stream.
+        preprocessing: normalises, and says how large patches are.
+        curriculum: what comes when.
+        objects: clicked objects per patch.
+        batch_size: patches per step and process.
+        patches_per_epoch: over all processes.
+        val_patches: with one object each.
+        workers: processes that render.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/phantom/anatomies",
+        torsos: int = 160,
+        heads: int = 80,
+        seed: int = 0,
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
+        curriculum: Curriculum = Curriculum(),
+        objects: int = 6,
+        batch_size: int = 4,
+        patches_per_epoch: int = 400,
+        val_patches: int = 32,
+        workers: int = 1,
+    ) -> None:
+        super().__init__()
+        if min(torsos, heads, objects, batch_size, val_patches) < 1 or patches_per_epoch < batch_size:
+            raise InputError("data: torsos, heads, objects, batch_size and val_patches must be at least 1, and "
+                             "patches_per_epoch at least batch_size")  # fmt: skip
+        self.root, self.torsos, self.heads, self.seed = root, torsos, heads, seed
+        self.preprocessing, self.curriculum, self.objects = preprocessing, curriculum, objects
+        self.batch_size, self.patches_per_epoch = batch_size, patches_per_epoch
+        self.val_patches, self.workers = val_patches, workers
+
+    def prepare_data(self) -> None:
+        """Builds the anatomies; Lightning calls this on one process per machine."""
+        build_anatomies(Path(self.root), self.torsos, self.heads, self.seed, self.workers + 1)
+        build_anatomies(Path(self.root), self._held_out(self.torsos), self._held_out(self.heads), self._held_seed,
+                        self.workers + 1)  # fmt: skip
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Patches of the epoch, shared out by process."""
+        files = build_anatomies(Path(self.root), self.torsos, self.heads, self.seed, 1)
+        patches = self._patches(files, self.objects, self.curriculum, self.seed)
+        trainer = cast(Trainer, self.trainer)
+        sampler = PatchNumbers(self.patches_per_epoch, trainer.global_rank, trainer.world_size)
+        return DataLoader(patches, self.batch_size, sampler=sampler, num_workers=self.workers, drop_last=True,
+                          persistent_workers=self.workers > 0)  # fmt: skip
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Patches of anatomies that training never meets, at the end of the curriculum."""
+        files = build_anatomies(Path(self.root), self._held_out(self.torsos), self._held_out(self.heads),
+                                self._held_seed, 1)  # fmt: skip
+        late = Curriculum(1, (0.0, 0.0), (5.0, 5.0))
+        patches = self._patches(files, 1, late, self._held_seed)
+        numbers = range(1, 1 + self.val_patches)
+        return DataLoader(patches, 1, sampler=list(numbers), num_workers=self.workers)
+
+    @property
+    def _held_seed(self) -> int:
+        return derive_seed("held out", self.seed)
+
+    @staticmethod
+    def _held_out(count: int) -> int:
+        return max(1, count // 8)
+
+    def _patches(
+        self, files: tuple[list[Path], list[Path]], objects: int, curriculum: Curriculum, seed: int
+    ) -> RenderedPatches:
+        return RenderedPatches(tuple(files[0]), tuple(files[1]), self.preprocessing, objects, curriculum, seed)

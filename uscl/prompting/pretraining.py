@@ -1,0 +1,141 @@
+"""Clicks for training from scratch: many objects of one image at once, at the resolution of the decoder's own masks.
+
+A model that starts from nothing needs many clicks on many objects more than it needs sharp edges. The image is encoded
+once for all its objects, and errors are looked for on the low-resolution grid, where a cell of 4^3 voxels counts as
+object where more than half of it is. That makes a click about ten times cheaper than on the patch grid; the click's
+voxel is still exact: it is drawn inside the cell, from the voxels that really are what the click says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uscl.backbone import SamMed3D
+from uscl.errors import InputError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PretrainingClicks:
+    """How clicks are simulated when training from scratch.
+
+    Attributes:
+        fewest: clicks per step.
+        most: clicks per step; the number is drawn evenly.
+        all_shown: share of steps that see all clicks so far, as at inference; the others see the newest alone, as
+            SAM-Med3D trains.
+    """
+
+    fewest: int = 2
+    most: int = 5
+    all_shown: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.fewest <= self.most or not 0 <= self.all_shown <= 1:
+            raise InputError(f"clicks need 1 <= fewest <= most and all_shown in [0, 1]; found {self}")
+
+
+def pretraining_rollout(
+    model: SamMed3D,
+    embedding: Tensor,
+    target: Tensor,
+    loss: Loss,
+    clicks: PretrainingClicks,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """One step's clicks on K objects of each of B images; gradients flow through all of them.
+
+    Args:
+        model: the backbone.
+        embedding: of the images [B, E, g, g, g].
+        target: masks [B, K, S, S, S], bool; every one must hold an object.
+        loss: takes low-resolution logits [B * K, 1, m, m, m] and the share of each cell that is object, the same shape.
+        clicks: the protocol.
+        generator: of every draw, on the CPU.
+
+    Returns:
+        The mean of the losses after each click, and the mean Dice on the low-resolution grid after the last.
+    """
+    count = int(torch.randint(clicks.fewest, clicks.most + 1, (1,), generator=generator))
+    accumulate = float(torch.rand(1, generator=generator)) < clicks.all_shown
+    objects = target.flatten(0, 1)
+    share = F.avg_pool3d(objects[:, None].float(), objects.shape[1] // model.config.mask_size)[:, 0]
+    wanted = share > 0.5
+    low = embedding.new_zeros(len(objects), 1, *share.shape[1:])
+    coords = torch.zeros(len(objects), 0, 3, dtype=torch.long, device=objects.device)
+    labels = torch.zeros(len(objects), 0, dtype=torch.long, device=objects.device)
+    total = embedding.new_zeros(())
+    for step in range(count):
+        wrong = ((low[:, 0].detach() > 0) != wanted).float()
+        # The first click, and one where nothing is wrong, lie on the object, as in SAM-Med3D's inference.
+        done = wrong.flatten(1).sum(1) == 0
+        if step == 0 or bool(done.all()):
+            new, is_object = _click(objects, share, None, generator)
+        else:
+            wrong[done], allowed = share[done], wanted.clone()
+            allowed[done] = True
+            new, is_object = _click(objects, wrong, allowed, generator)
+        coords, labels = torch.cat([coords, new[:, None]], 1), torch.cat([labels, is_object[:, None]], 1)
+        points = (coords, labels) if accumulate else (coords[:, -1:], labels[:, -1:])
+        low = model.decode(embedding, points, low)[0]
+        total = total + loss(low, share[:, None])
+    return total / count, _dice(low.detach(), wanted)
+
+
+def soft_dice_bce(logits: Tensor, share: Tensor, balance: float = 0.0) -> Tensor:
+    """Dice with squared denominator plus binary cross-entropy against shares in [0, 1], mean over objects.
+
+    A model that knows nothing yet learns first that objects are small, answers with empty masks and then hardly gets a
+    gradient. Cross-entropy that weighs inside and outside of each object alike keeps it from there.
+
+    Args:
+        logits: [N, 1, m, m, m].
+        share: of each cell that is object, the same shape.
+        balance: how far the cross-entropy is balanced, from 0 (every cell counts the same; the loss is then least where
+            the probability is the share) to 1.
+    """
+    probability = logits.sigmoid()
+    axes = tuple(range(1, logits.ndim))
+    overlap = (probability * share).sum(axes)
+    dice = (2 * overlap + 1e-3) / (probability.square().sum(axes) + share.square().sum(axes) + 1e-3)
+    inside = share.mean(axes, keepdim=True).clamp(1e-4, 0.5)
+    even = 0.5 * share / inside + 0.5 * (1 - share) / (1 - inside)
+    weight = 1 - balance + balance * even
+    return 1 - dice.mean() + F.binary_cross_entropy_with_logits(logits, share, weight)
+
+
+def _dice(low: Tensor, wanted: Tensor) -> Tensor:
+    """Mean Dice of logits [N, 1, m, m, m] and masks [N, m, m, m]."""
+    predicted = low[:, 0] > 0
+    both, either = (predicted & wanted).flatten(1).sum(1), predicted.flatten(1).sum(1) + wanted.flatten(1).sum(1)
+    return (2 * both / either.clamp_min(1)).mean()
+
+
+def _click(
+    objects: Tensor, wrong: Tensor, wanted: Tensor | None, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A voxel [N, 3] from the cells that are wrong, and whether the click is on the object [N].
+
+    Args:
+        objects: masks [N, S, S, S], bool.
+        wrong: weight of each cell in the draw [N, m, m, m], none without any.
+        wanted: which cells count as object [N, m, m, m]; None if every click is to lie on the object.
+        generator: of the draw.
+    """
+    grid, rows = wrong.shape[1], torch.arange(len(objects), device=objects.device)
+    edge = objects.shape[1] // grid
+    cell = torch.multinomial(wrong.flatten(1).cpu(), 1, generator=generator)[:, 0].to(objects.device)
+    corner = [cell // grid ** (2 - axis) % grid for axis in range(3)]
+    is_object = torch.ones_like(rows, dtype=torch.bool) if wanted is None else wanted[rows, *corner]
+    split = objects.reshape(len(objects), grid, edge, grid, edge, grid, edge)
+    inside = split[rows, corner[0], :, corner[1], :, corner[2]].flatten(1)
+    fitting = (inside == is_object[:, None]).float().cpu()
+    voxel = torch.multinomial(fitting, 1, generator=generator)[:, 0].to(objects.device)
+    coords = [c * edge + voxel // edge ** (2 - axis) % edge for axis, c in enumerate(corner)]
+    return torch.stack(coords, dim=1), is_object.long()
