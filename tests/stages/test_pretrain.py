@@ -8,7 +8,7 @@ from uscl.errors import InputError
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
 from uscl.prompting.pretraining import PretrainingClicks
 from uscl.stages import PretrainModule, WeightsExport
-from uscl.stages.pretrain import SemanticHead
+from uscl.stages.pretrain import DenseHead, Trapezoid
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +76,29 @@ def test_resumed_equals_uninterrupted(anatomies, make_trainer, tmp_path):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_semantic_head_names_cells_in_place():
-    """Token (i, j, k) names cells 2 i to 2 i + 1 along every axis."""
-    head = SemanticHead(4, 3, 2)
+def test_dense_head_speaks_of_cells_in_place():
+    """Token (i, j, k) names cells 2 i to 2 i + 1, and has the intensities of cells 4 i to 4 i + 3, along every axis."""
+    head = DenseHead(4, 3, 16)
     embedding = torch.zeros(1, 4, 3, 3, 3)
     quiet = head(embedding)
     embedding[0, :, 2, 0, 1] = 1
-    changed = (head(embedding) != quiet).any(1)[0].nonzero()
-    assert quiet.shape == (1, 3, 6, 6, 6)
-    assert changed.min(0).values.tolist() == [4, 0, 2]
-    assert changed.max(0).values.tolist() == [5, 1, 3]
+    for cells, before, after in zip((2, 4), quiet, head(embedding), strict=True):
+        changed = (after != before).any(1)[0].nonzero()
+        assert before.shape[2:] == (3 * cells,) * 3
+        assert changed.min(0).values.tolist() == [2 * cells, 0, cells]
+        assert changed.max(0).values.tolist() == [3 * cells - 1, cells - 1, 2 * cells - 1]
+
+
+def test_trapezoid():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = Trapezoid(optimizer, steps=20, warmup=4, cooldown=5)
+    rates = []
+    for _ in range(21):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[14:] == pytest.approx([2.0, 2.0, 1.6, 1.2, 0.8, 0.4, 0.0])
 
 
 def test_training_and_validation_share_no_anatomy(anatomies, make_trainer):

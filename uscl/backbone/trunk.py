@@ -38,8 +38,8 @@ def load_trunk(backbone: SamMed3DConfig | str, weights: str | os.PathLike[str] |
 
     Args:
         backbone: configuration or variant name.
-        weights: checkpoint file, ``embedded`` or ``hf://`` reference; None leaves random weights, which are always the same
-            ones, so that an adapter trained on them still fits in the next process.
+        weights: checkpoint file, ``embedded`` or ``hf://`` reference; None leaves random weights, which are always
+            the same ones, so that an adapter trained on them still fits in the next process.
 
     Raises:
         InputError: the checkpoint cannot be used (see :func:`uscl.load_checkpoint`) or leaves part of the model random.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 from torch.optim import AdamW
 
 from uscl.backbone import RANDOM_WEIGHTS, Trunk
@@ -22,6 +24,7 @@ def configure_optimizers(
     optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
     interval: Literal["epoch", "step"] = "epoch",
+    groups: Mapping[float, Sequence[nn.Parameter]] | None = None,
 ) -> OptimizerLRScheduler:
     """Builds the optimiser over what is trainable; the scheduler, if any, steps once per ``interval``.
 
@@ -31,10 +34,14 @@ def configure_optimizers(
     Raises:
         InputError: nothing is trainable.
     """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not parameters:
+    if groups is None:
+        groups = {1.0: list(module.parameters())}
+    parameters = [{"params": [p for p in members if p.requires_grad]} for members in groups.values()]
+    if not any(group["params"] for group in parameters):
         raise InputError("nothing is trainable; set model.lora, e.g. --model.lora.rank 32")
     built = optimizer(parameters) if optimizer else AdamW(parameters, lr=8e-4, betas=(0.9, 0.999), weight_decay=0.1)
+    for group, factor in zip(built.param_groups, groups, strict=True):
+        group["lr"] *= factor
     if lr_scheduler is None:
         return built
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": interval}}

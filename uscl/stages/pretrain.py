@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,6 +11,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from uscl.backbone import SamMed3D, SamMed3DConfig, load_trunk
 from uscl.backbone.mask_decoder import DecoderAttention
@@ -20,27 +22,64 @@ from uscl.seeds import derive_seed, seeded_draw
 from uscl.stages.common import configure_optimizers, data_preprocessing
 
 
-class SemanticHead(nn.Module):
-    """Names the structure in every cell of 8^3 voxels; helps the encoder to learn and is thrown away afterwards.
+class DenseHead(nn.Module):
+    """Names the structure in every cell of 8^3 voxels and repeats the mean intensity of every cell of 4^3 voxels.
+
+    Both help the encoder to learn, the first what things are, the second where in a token they end; the head is thrown
+    away afterwards.
 
     Args:
         dim: width of the image embedding.
         classes: number of structures.
-        cells: cells per token and axis.
+        patch_size: edge of a token, voxels.
     """
 
-    def __init__(self, dim: int, classes: int, cells: int) -> None:
+    def __init__(self, dim: int, classes: int, patch_size: int) -> None:
         super().__init__()
-        self.classes, self.cells = classes, cells
-        self.proj = nn.Conv3d(dim, classes * cells**3, kernel_size=1)
+        self.patch_size = patch_size
+        self.semantic = nn.Conv3d(dim, classes * (patch_size // 8) ** 3, kernel_size=1)
+        self.intensity = nn.Conv3d(dim, (patch_size // 4) ** 3, kernel_size=1)
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Maps embeddings [B, E, g, g, g] to logits [B, classes, c g, c g, c g]."""
-        batch, _, *grid = embedding.shape
-        cells = [self.cells] * 3
-        split = self.proj(embedding).reshape(batch, self.classes, *cells, *grid)
-        together = split.permute(0, 1, 5, 2, 6, 3, 7, 4)
-        return cast("Tensor", together.reshape(batch, self.classes, *(self.cells * g for g in grid)))
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps embeddings [B, E, g, g, g] to logits [B, classes, S / 8, ...] and intensities [B, 1, S / 4, ...]."""
+        return _in_place(self.semantic(embedding), self.patch_size // 8), _in_place(
+            self.intensity(embedding), self.patch_size // 4
+        )
+
+
+def _in_place(values: Tensor, cells: int) -> Tensor:
+    """Spreads channels [B, C cells^3, g, g, g] over the cells of their token: [B, C, cells g, cells g, cells g]."""
+    batch, _, *grid = values.shape
+    split = values.reshape(batch, -1, cells, cells, cells, *grid).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return split.reshape(batch, -1, *(cells * g for g in grid))
+
+
+def learning_rate_factor(module: nn.Module, parameter: nn.Parameter, reference: int = 384) -> float:
+    """Scales a layer's learning rate by its number of inputs, once they are more than ``reference``.
+
+    Adam moves every weight by about the learning rate, so the output of a layer moves in proportion to its inputs:
+    the 4096 voxels of a token would swing wildly at a rate that suits the 192 channels of a block. Source: the rule
+    for hidden layers under Adam in Yang et al. 2022 (https://arxiv.org/abs/2203.03466).
+    """
+    if parameter.ndim < 2 or not isinstance(module, nn.Linear | nn.Conv3d):
+        return 1.0
+    return min(1.0, reference / parameter[0].numel())
+
+
+class Trapezoid(LambdaLR):
+    """A learning rate that rises over ``warmup`` steps, stays, and falls to 0 over the last ``cooldown`` steps.
+
+    A run can be taken up with another number of steps at any time before it cools down.
+
+    Args:
+        optimizer: its learning rate is the one in between.
+        steps: length of the training.
+        warmup: steps.
+        cooldown: steps.
+    """
+
+    def __init__(self, optimizer: Optimizer, steps: int, warmup: int, cooldown: int) -> None:
+        super().__init__(optimizer, lambda step: min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / cooldown)))
 
 
 @torch.no_grad()
@@ -63,16 +102,18 @@ def point_attention_at_clicks(model: SamMed3D, gain: float = 2.0) -> None:
 class PretrainModule(LightningModule):
     """Trains a SAM-Med3D, all of it, with clicks on several objects per encoded image.
 
-    Logged: ``train/loss`` (mean over clicks), ``train/dice`` (low resolution, after the last click), ``train/semantic``
-    and, on patches with one object each, ``val/dice_N`` at every N of ``val_clicks`` and ``val/dice``, the last.
+    Logged: ``train/loss`` (mean over clicks), ``train/dice`` (low resolution, after the last click),
+    ``train/semantic``, ``train/intensity`` and, on patches with one object each, ``val/dice_N`` at every N of
+    ``val_clicks`` and ``val/dice``, the last of them.
 
     Args:
         backbone: configuration or variant name.
         weights: checkpoint to go on from; null starts from random weights.
         clicks: how clicks are simulated.
         balanced_steps: over so many steps the cross-entropy goes from balanced to plain.
-        semantic_weight: weight of the auxiliary loss; 0 leaves its head out.
-        semantic_classes: structures it tells apart.
+        semantic_weight: weight of naming structures.
+        semantic_classes: structures to tell apart.
+        intensity_weight: weight of repeating intensities.
         val_clicks: numbers of clicks after which validation looks at Dice.
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped after every step, not every epoch.
@@ -84,26 +125,26 @@ class PretrainModule(LightningModule):
         backbone: SamMed3DConfig | str = "mini",
         weights: str | None = None,
         clicks: PretrainingClicks = PretrainingClicks(),  # noqa: B008 (frozen)
-        balanced_steps: int = 1000,
-        semantic_weight: float = 0.2,
+        balanced_steps: int = 300,
+        semantic_weight: float = 0.5,
         semantic_classes: int = 64,
+        intensity_weight: float = 0.3,
         val_clicks: tuple[int, ...] = (1, 3, 5),
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.clicks, self.balanced_steps, self.semantic_weight = clicks, balanced_steps, semantic_weight
+        self.clicks, self.balanced_steps = clicks, balanced_steps
+        self.semantic_weight, self.intensity_weight = semantic_weight, intensity_weight
         self.val_clicks = tuple(sorted(val_clicks))
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
         # Built here, not in configure_model: Lightning's weight averaging copies the module before it calls that.
         self.net: SamMed3D = load_trunk(backbone, weights).model.train()
         if weights is None:
             point_attention_at_clicks(self.net)
-        self.semantic: SemanticHead | None = None
-        if semantic_weight:
-            config = self.net.config
-            self.semantic = SemanticHead(config.prompt_dim, semantic_classes, config.patch_size // 8)
+        config = self.net.config
+        self.dense = DenseHead(config.prompt_dim, semantic_classes, config.patch_size)
 
     def on_fit_start(self) -> None:
         """Checks the data against the model before the first step."""
@@ -116,14 +157,19 @@ class PretrainModule(LightningModule):
         embedding = self.net.encode_image(batch["image"])
         balance = max(0.0, 1 - self.global_step / max(1, self.balanced_steps))
         loss_of = partial(soft_dice_bce, balance=balance)
-        loss, dice = pretraining_rollout(self.net, embedding, batch["target"], loss_of, self.clicks, generator)
+        clicks = self.clicks.at(self.global_step)
+        loss, dice = pretraining_rollout(self.net, embedding, batch["target"], loss_of, clicks, generator)
         size = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/dice", dice, on_epoch=True, batch_size=size, sync_dist=True)
-        if self.semantic is not None and bool((batch["semantic"] >= 0).any()):
-            named = F.cross_entropy(self.semantic(embedding), batch["semantic"])
-            self.log("train/semantic", named.detach(), on_epoch=True, batch_size=size, sync_dist=True)
-            loss = loss + self.semantic_weight * named
+        semantic, intensity = self.dense(embedding)
+        cells = F.avg_pool3d(batch["image"], 4).clamp(-4, 4)
+        losses = {"intensity": self.intensity_weight * F.mse_loss(intensity, cells)}
+        if bool((batch["semantic"] >= 0).any()):
+            losses["semantic"] = self.semantic_weight * F.cross_entropy(semantic, batch["semantic"])
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), on_epoch=True, batch_size=size, sync_dist=True)
+            loss = loss + value
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -140,5 +186,9 @@ class PretrainModule(LightningModule):
                     self.log(name, dice, prog_bar=name == "val/dice", batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Over everything."""
-        return configure_optimizers(self, self.optimizer, self.lr_scheduler, interval="step")
+        """Over everything; a layer with many inputs learns more slowly (:func:`learning_rate_factor`)."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for module in self.modules():
+            for parameter in module.parameters(recurse=False):
+                groups.setdefault(learning_rate_factor(module, parameter), []).append(parameter)
+        return configure_optimizers(self, self.optimizer, self.lr_scheduler, "step", groups)
