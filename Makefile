@@ -6,7 +6,7 @@ DEMO := runs/demo
 DATA := --data.root $(DEMO)/data --data.study.patients 6 --data.study.sweeps_per_patient 2
 FAST := --trainer.enable_model_summary false
 
-.PHONY: help install demo pretrain reproduce-mini test test-minimum lint clean
+.PHONY: help install demo pretrain test test-minimum lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -33,29 +33,9 @@ demo: .venv/installed ## simulate sweeps, run both stages, test, predict; replac
 	@echo "Results table: $(DEMO)/test/table.md   pictures: $(DEMO)/test/pictures   sweeps: $(DEMO)/data/contact_sheet.png"
 	@echo "Masks on each image's own grid: $(DEMO)/predict/masks"
 
-pretrain: .venv/installed ## train the embedded backbone again (two hours on two cores); interrupted, it goes on
-	$(BIN)/uscl fit --config experiments/pretrain.yaml \
-	  $$(test -f runs/pretrain/checkpoints/last.ckpt && echo --ckpt_path runs/pretrain/checkpoints/last.ckpt)
-
-# Stage 1 and 2 from the embedded weights, against the untouched backbone and against LoRA from random weights.
-REPRODUCE := runs/reproduce-mini
-SWEEPS := --data.root $(REPRODUCE)/data --data.study.patients 24 --data.study.sweeps_per_patient 2
-
-reproduce-mini: .venv/installed ## what the stages gain on phantom sweeps from the embedded weights (an hour on two cores)
-	$(BIN)/uscl fit --config experiments/vcl.yaml $(SWEEPS) $(FAST) --overwrite \
-	  --trainer.default_root_dir $(REPRODUCE)/vcl --trainer.max_epochs 10
-	for start in embedded null; do \
-	  name=$$(test $$start = null && echo random || echo uscl); \
-	  vcl=$$(test $$start = null && echo null || echo $(REPRODUCE)/vcl/adapter.safetensors); \
-	  $(BIN)/uscl fit --config experiments/lora.yaml $(SWEEPS) $(FAST) --overwrite --model.weights $$start \
-	    --trainer.default_root_dir $(REPRODUCE)/lora-$$name --trainer.max_epochs 20 --model.vcl_adapter $$vcl && \
-	  $(BIN)/uscl test --config experiments/eval_us.yaml $(SWEEPS) --overwrite --model.weights $$start \
-	    --trainer.default_root_dir $(REPRODUCE)/test-$$name --model.adapter $(REPRODUCE)/lora-$$name/adapter.safetensors \
-	    || exit 1; \
-	done
-	$(BIN)/uscl test --config experiments/eval_us.yaml $(SWEEPS) --overwrite \
-	  --trainer.default_root_dir $(REPRODUCE)/test-untouched
-	cat $(REPRODUCE)/test-*/table.md
+pretrain: .venv/installed ## train a small backbone from nothing (hours on two cores); interrupted, it goes on
+	latest=$$(ls -t runs/pretrain*/checkpoints/last.ckpt 2>/dev/null | head -1); \
+	$(BIN)/uscl fit --config experiments/pretrain.yaml $${latest:+--ckpt_path $$latest}
 
 test: .venv/installed ## lint, types and all tests (under 8 minutes on two cores)
 	$(BIN)/ruff check .

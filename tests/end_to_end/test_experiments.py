@@ -60,7 +60,8 @@ def test_pretraining_leaves_weights_that_the_other_stages_take(study, tmp_path):
         "--data.torsos", "1", "--data.heads", "1", "--data.preprocessing.patch_size", "64",
         "--data.preprocessing.spacing", "[3, 3, 3]", "--data.patches_per_epoch", "4", "--data.val_patches", "2",
         "--data.workers", "0", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
-        "--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(tmp_path / "pretrain"),
+        "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_progress_bar", "false",
+        "--trainer.default_root_dir", str(tmp_path / "pretrain"),
     ]  # fmt: skip
     assert main(args) == 0
     header = (tmp_path / "pretrain/metrics.csv").read_text().splitlines()[0]

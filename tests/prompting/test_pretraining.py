@@ -51,13 +51,11 @@ def test_corrections_lie_where_the_mask_is_wrong_and_say_what_is_there(objects):
 def test_rollout_reaches_every_part_of_the_model(objects, all_shown):
     model = build_sam_med3d("tiny")
     embedding = model.encode_image(torch.randn(2, 1, 64, 64, 64))
-    clicks = PretrainingClicks(3, 3, all_shown)
+    clicks = PretrainingClicks(3, 3, all_shown=all_shown)
     loss, dice = pretraining_rollout(model, embedding, objects, soft_dice_bce, clicks, generator())
     loss.backward()
     assert 0 <= float(dice) <= 1
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
-    # The other masks, the IoU head and the embedding for "no mask" are never asked for.
-    assert all(part in name for name in idle for part in [name.split(".")[0]])
     for name in ("image_encoder.patch_embed.proj.weight", "prompt_encoder.point_embeddings.1.weight",
                  "prompt_encoder.mask_downscaling.0.weight", "mask_decoder.mask_tokens.weight"):  # fmt: skip
         assert name not in idle
@@ -73,7 +71,7 @@ def test_one_click_equals_decode_by_hand(objects):
         losses.append((logits.detach(), share))
         return soft_dice_bce(logits, share)
 
-    pretraining_rollout(model, embedding, objects, keep, PretrainingClicks(1, 1, 1.0), generator(3))
+    pretraining_rollout(model, embedding, objects, keep, PretrainingClicks(1, 1, all_shown=1.0), generator(3))
     rewound = generator(3)
     torch.randint(1, 2, (1,), generator=rewound)
     torch.rand(1, generator=rewound)
@@ -101,7 +99,9 @@ def test_a_finished_object_gets_a_click_on_itself(objects):
             return (flat - 0.5) * 20, None
 
     model = Knows()
-    pretraining_rollout(model, torch.zeros(2, 1), objects, soft_dice_bce, PretrainingClicks(3, 3, 1.0), generator())
+    pretraining_rollout(
+        model, torch.zeros(2, 1), objects, soft_dice_bce, PretrainingClicks(3, 3, all_shown=1.0), generator()
+    )
     coords, labels = model.points[-1]
     assert coords.shape == (6, 3, 3)
     assert labels.eq(1).all()

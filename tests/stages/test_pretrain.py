@@ -69,7 +69,8 @@ def test_resumed_equals_uninterrupted(anatomies, make_trainer, tmp_path):
         half, datamodule=make_data(anatomies)
     )
     resumed = make_module()
-    make_trainer(2, "resumed", callbacks=[ema()]).fit(
+    again = ModelCheckpoint(tmp_path / "half", "last")
+    make_trainer(2, "resumed", enable_checkpointing=True, callbacks=[ema(), again]).fit(
         resumed, datamodule=make_data(anatomies), ckpt_path=tmp_path / "half" / "last.ckpt", weights_only=True
     )
     for name, value in whole.state_dict().items():

@@ -133,6 +133,7 @@ def save_weights(
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in model.state_dict().items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, dict(metadata or {}))
 
 

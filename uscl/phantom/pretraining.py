@@ -98,12 +98,12 @@ class RenderedPatches(Dataset[dict[str, Any]]):
         image = render(world, random)
         image = self.preprocessing.normalise(image, (0, 0, 0), (image.shape[0],) * 3)
         masks = np.stack([world.mask(name) for name in chosen])
-        semantic = world.structure[4::8, 4::8, 4::8].astype(np.int64)
         flips = tuple(axis for axis in range(3) if random.random() < 0.15)
+        semantic = np.flip(world.structure, flips)[4::8, 4::8, 4::8].astype(np.int64)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(np.flip(image, flips)))[None],
             "target": torch.from_numpy(np.ascontiguousarray(np.flip(masks, tuple(1 + axis for axis in flips)))),
-            "semantic": torch.from_numpy(np.ascontiguousarray(np.flip(semantic, flips)))
+            "semantic": torch.from_numpy(np.ascontiguousarray(semantic))
             if world.anatomical
             else torch.full(semantic.shape, IGNORED),
         }
