@@ -57,3 +57,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom") / "ultrasound"
     settings = SweepStudy(patients=3, sweeps_per_patient=2, frames=12, size=64)
     return simulate_study(LAYOUTS["ultrasound"], folder, settings)
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Studies of four patients, the third in MR, in the layouts of AMOS, TotalSegmentator and BraTS."""
+    from uscl.phantom import LAYOUTS, simulate_study
+    from uscl.phantom.layouts.scans import ScanStudy
+
+    folder = tmp_path_factory.mktemp("scans")
+    names = ("amos", "totalsegmentator", "brats")
+    return {name: simulate_study(LAYOUTS[name], folder / name, ScanStudy(patients=4)) for name in names}

@@ -22,14 +22,14 @@ from uscl.data import VolumeDataModule
 from uscl.data.mask_writer import MaskWriter
 from uscl.errors import InputError
 from uscl.evaluation.scoring import Scoring
-from uscl.phantom import PhantomDataModule
+from uscl.phantom import PhantomDataModule, PhantomScansDataModule
 from uscl.phantom.pretraining import PretrainDataModule
 from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
 from uscl.stages import AdapterExport, LoRASegModule, PretrainModule, VCLPretrainModule, WeightsExport
 
 __all__ = [
-    "LoRASegModule", "PhantomDataModule", "PretrainDataModule", "PretrainModule", "UsclCLI", "VCLPretrainModule",
-    "VolumeDataModule", "run",
+    "LoRASegModule", "PhantomDataModule", "PhantomScansDataModule", "PretrainDataModule", "PretrainModule", "UsclCLI",
+    "VCLPretrainModule", "VolumeDataModule", "run",
 ]  # fmt: skip
 
 

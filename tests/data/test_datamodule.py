@@ -78,7 +78,7 @@ def test_classes_are_drawn_evenly(study):
     data.setup("fit")
     patches = data.train_dataloader().dataset
     drawn = [patches[number]["class_name"] for number in range(60)]
-    present = {data.data_set.label_names[i] for _, i in data._objects["train"]}
+    present = {name for _, name in data._objects["train"]}
     assert len(present) >= 3
     assert min(drawn.count(name) for name in present) >= 60 / len(present) / 3
 
@@ -87,7 +87,7 @@ def test_chosen_classes_only(study):
     data = module(study, classes=["liver"], patches_per_epoch=4)
     data.setup("fit")
     assert {data.train_dataloader().dataset[n]["class_name"] for n in range(5)} == {"liver"}
-    with pytest.raises(InputError, match=r"data\.classes: lung not among the labels"):
+    with pytest.raises(InputError, match=r"data\.classes: lung not among the classes"):
         module(study, classes=["lung"]).setup("fit")
 
 

@@ -4,8 +4,17 @@ import json
 import numpy as np
 import pytest
 
-from uscl.data.datasets import Case, DataSet, assign_splits, read_folder
-from uscl.data.volume import Volume, write_volume
+from uscl.data.datasets import (
+    Case,
+    DataSet,
+    assign_splits,
+    read_amos,
+    read_brats,
+    read_folder,
+    read_totalsegmentator,
+)  # fmt: skip
+from uscl.data.store import read_case
+from uscl.data.volume import Volume, read_label, write_volume
 from uscl.errors import InputError
 
 
@@ -33,8 +42,12 @@ def test_plain_layout(tmp_path):
     assert found.name == "set"
     assert found.label_names == {1: "liver"}
     assert [(case.name, case.patient, case.split, case.label is not None) for case in found.cases] == [
-        ("a", "p1", "val", True), ("b", "p1", "val", True), ("c", "c", None, True), ("t", "t", "test", False),
+        ("a", "p1", "val", True), ("b", "p1", "val", True), ("c", "c", None, True),
     ]  # fmt: skip
+    # Images to test on count once they have labels.
+    write_volume(root / "labelsTs" / "t.nrrd", Volume(np.ones((6, 5, 4), np.uint8)))
+    case = read_folder(root).cases[-1]
+    assert (case.name, case.patient, case.split, case.label is not None) == ("t", "t", "test", True)
 
 
 def test_unlabelled_images_need_no_description(tmp_path):
@@ -51,7 +64,7 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path):
         read_folder(tmp_path / "empty")
     root = make_folder(tmp_path / "data")
     (root / "dataset.json").unlink()
-    with pytest.raises(InputError, match=r'dataset\.json: missing; it names the labels: {"name"'):
+    with pytest.raises(InputError, match=r'dataset\.json: missing; it names the labels; expected {"name"'):
         read_folder(root)
     (root / "dataset.json").write_text("{")
     with pytest.raises(InputError, match=r"dataset\.json: expected"):
@@ -78,6 +91,7 @@ def test_what_is_wrong_with_patients_csv_is_told(tmp_path, rows, message):
 def test_two_files_of_one_case(tmp_path):
     root = make_folder(tmp_path / "data", names=("a", "b"))
     write_volume(root / "imagesTs" / "a.nii.gz", Volume(np.random.default_rng(0).random((6, 5, 4))))
+    write_volume(root / "labelsTs" / "a.nii.gz", Volume(np.ones((6, 5, 4), np.uint8)))
     with pytest.raises(InputError, match="several cases are called a"):
         read_folder(root)
 
@@ -122,3 +136,157 @@ def test_a_patient_on_two_sides_is_an_error():
         assign_splits(
             DataSet("set", (Case("a", None, None, "p0", "train"), Case("b", None, None, "p0", "test")), {}), 0, 0, 0
         )
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_channels_of_an_nnunet_raw_data_set(tmp_path):
+    root = touch(tmp_path, *[f"imagesTr/p{n}_000{c}.nii.gz" for n in range(2) for c in range(2)],
+                 "labelsTr/p0.nii.gz", "labelsTr/p1.nii.gz", "imagesTs/q_0000.nii.gz")  # fmt: skip
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ignore": 4}
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "FLAIR", "1": "T1c"}, "labels": labels}))
+    found = read_folder(root)
+    assert [case.name for case in found.cases] == ["p0", "p1"]  # imagesTs has no labels
+    assert [case.image.name for case in found.cases] == ["p0_0000.nii.gz", "p1_0000.nii.gz"]
+    for modality in ("1", "t1c"):
+        assert [case.image.name for case in read_folder(root, modality).cases] == ["p0_0001.nii.gz", "p1_0001.nii.gz"]
+    assert found.classes == {"whole": (1, 2, 3), "core": (2, 3)}
+    assert set(found.label_names) == {1, 2, 3, 4}  # voxels to ignore are known and never a target
+    with pytest.raises(InputError, match=r"no channel 'T2'; it names \{0: 'FLAIR', 1: 'T1c'\}"):
+        read_folder(root, "T2")
+
+
+def test_dataset_json_of_nnunet_version_1(tmp_path):
+    root = touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    content = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "spleen"}}
+    (root / "dataset.json").write_text(json.dumps(content))
+    assert read_folder(root).label_names == {1: "liver", 2: "spleen"}
+
+
+def test_numbers_in_names_are_not_channels(tmp_path):
+    root = touch(tmp_path, *[f"{kind}Tr/amos_000{n}.nii.gz" for kind in ("images", "labels") for n in range(3)])
+    (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
+    cases = read_folder(root).cases
+    assert [(case.image.name, case.label is not None) for case in cases][1:] == [
+        ("amos_0001.nii.gz", True), ("amos_0002.nii.gz", True),
+    ]  # fmt: skip
+
+
+def test_amos(tmp_path, scans):
+    found = read_amos(scans["amos"])
+    assert [(case.name, case.split) for case in found.cases] == [
+        ("amos_0001", None), ("amos_0002", None), ("amos_0509", None), ("amos_0004", "test"),
+    ]  # fmt: skip
+    assert len(found.label_names) == 15
+    assert found.label_names[8] == "aorta"
+    assert [case.name for case in read_amos(scans["amos"], "ct").cases] == ["amos_0001", "amos_0002", "amos_0004"]
+    assert [case.name for case in read_amos(scans["amos"], "mr").cases] == ["amos_0509"]
+    with pytest.raises(InputError, match="AMOS has ct and mr"):
+        read_amos(scans["amos"], "us")
+    with pytest.raises(InputError, match="no labelled  case under imagesTr"):
+        read_amos(tmp_path)
+    touch(tmp_path, "imagesTr/patient7.nii.gz")
+    with pytest.raises(InputError, match=r"patient7\.nii\.gz: expected a name like amos_0001"):
+        read_amos(tmp_path)
+
+
+def test_totalsegmentator(tmp_path, scans):
+    found = read_totalsegmentator(scans["totalsegmentator"])
+    assert [case.name for case in found.cases] == ["s0000", "s0001", "s0002", "s0003"]
+    assert [case.split for case in found.cases] == ["train", "train", "val", "test"]
+    assert found.cases[2].image.name == "mri.nii.gz"
+    assert found.label_names[1] == "adrenal_gland_left"  # sorted
+    assert len(found.label_names) == 22
+    assert len(read_totalsegmentator(scans["totalsegmentator"], "ct").cases) == 3
+    with pytest.raises(InputError, match=r"no \*/ct\.nii\.gz or \*/mri\.nii\.gz"):
+        read_totalsegmentator(tmp_path)
+    touch(tmp_path, "s0001/ct.nii.gz")
+    with pytest.raises(InputError, match="segmentations: no masks"):
+        read_totalsegmentator(tmp_path)
+    touch(tmp_path, "s0001/segmentations/liver.nii.gz")
+    (tmp_path / "meta.csv").write_text("image_id;split\ns0001;training\n")
+    with pytest.raises(InputError, match="line 2: expected image_id and split"):
+        read_totalsegmentator(tmp_path)
+
+
+def test_masks_become_one_map_of_the_classes_in_use(scans, caplog):
+    found = read_totalsegmentator(scans["totalsegmentator"]).only(["spleen", "liver"])
+    ids = {name: values[0] for name, values in found.classes.items()}
+    _, label = read_case(found.cases[0], found)
+    assert set(np.unique(label.array)) == {0, *ids.values()}
+    for name, label_id in ids.items():
+        alone = read_label(found.cases[0].label / f"{name}.nii.gz")
+        assert np.array_equal(label.array == label_id, alone.array > 0)
+    assert not caplog.records
+
+
+def test_masks_that_overlap_are_told(tmp_path, caplog):
+    array = np.random.default_rng(0).random((6, 5, 4)).astype(np.float32)
+    write_volume(tmp_path / "s1" / "ct.nii.gz", Volume(array))
+    for name, limit in (("a", 0.3), ("b", 0.6)):
+        write_volume(tmp_path / "s1" / "segmentations" / f"{name}.nii.gz", Volume((array > limit).astype(np.uint8)))
+    found = read_totalsegmentator(tmp_path)
+    _, label = read_case(found.cases[0], found)
+    assert np.array_equal(label.array == 1, array > 0.3)
+    assert f"{(array > 0.6).sum()} voxels lie in several masks" in caplog.text
+    write_volume(tmp_path / "s1" / "segmentations" / "b.nii.gz", Volume(np.ones((6, 5, 3), np.uint8)), overwrite=True)
+    with pytest.raises(InputError, match=r"b\.nii\.gz: does not lie on the grid of .*ct\.nii\.gz"):
+        read_case(found.cases[0], found)
+
+
+@pytest.mark.parametrize(
+    ("case", "kinds", "ending", "enhancing", "patient"),
+    [
+        ("BraTS-GLI-00005-001", "t1n t1c t2w t2f seg", "nii.gz", (3,), "BraTS-GLI-00005"),
+        ("BraTS2021_00005", "t1 t1ce t2 flair seg", "nii.gz", (4,), "BraTS2021_00005"),
+        ("BraTS20_Training_005", "t1 t1ce t2 flair seg", "nii", (4,), "BraTS20_Training_005"),
+        ("brats_2013_pat0005_1", "T1_x T1c_x T2_x Flair_x OTMultiClass", "nii.gz", (4,), "brats_2013_pat0005_1"),
+    ],
+)
+def test_brats_of_every_year(tmp_path, case, kinds, ending, enhancing, patient):
+    joint = "-" if case.startswith("BraTS-") else "_"
+    root = touch(tmp_path, *[f"{case}/{case}{joint}{kind}.{ending}" for kind in kinds.split()], "notes.nii.txt")
+    for modality, position in ((None, 3), ("t2f", 3), ("flair", 3), ("t1c", 1), ("t1ce", 1), ("t1n", 0), ("t2w", 2)):
+        found = read_brats(root, modality)
+        (only,) = found.cases
+        assert (only.name, only.patient, only.split) == (case, patient, None)
+        assert only.image.name == f"{case}{joint}{kinds.split()[position]}.{ending}"
+        assert only.label.name == f"{case}{joint}{kinds.split()[4]}.{ending}"
+    assert found.classes["enhancing tumour"] == enhancing
+    assert set(found.classes["tumour core"]) < set(found.classes["whole tumour"])
+
+
+def test_what_is_wrong_with_brats_is_told(tmp_path):
+    with pytest.raises(InputError, match="no BraTS files; expected e.g."):
+        read_brats(tmp_path)
+    touch(tmp_path, "a/BraTS2021_00005_t1.nii.gz")
+    with pytest.raises(InputError, match="no t2f of 1 cases, first BraTS2021_00005"):
+        read_brats(tmp_path)
+    with pytest.raises(InputError, match="BraTS has t1, t1n"):
+        read_brats(tmp_path, "dwi")
+    touch(tmp_path, "a/BraTS2021_00005_flair.nii.gz", "b/BraTS-GLI-00001-000-t2f.nii.gz")
+    with pytest.raises(InputError, match="mixes BraTS 2023"):
+        read_brats(tmp_path)
+
+
+def test_regions_may_overlap():
+    found = DataSet("set", (), {1: "a", 2: "b"}, {"both": (1, 2), "b": (2,)})
+    label = np.array([0, 1, 2])
+    assert found.mask(label, "both").tolist() == [False, True, True]
+    assert found.mask(label, "b").tolist() == [False, False, True]
+    assert list(found.only(["b"]).classes) == ["b"]
+
+
+def test_real_examples(shared_data, tmp_path):
+    """The public files as they are named, without special cases."""
+    found = read_brats(shared_data / "mr_brats2013", "t1c")
+    assert len(found.cases) == 3
+    _, label = read_case(found.cases[0], found)
+    core, whole = (found.mask(label.array, name).sum() for name in ("tumour core", "whole tumour"))
+    assert 0 < core < whole
+    assert len(read_brats(shared_data / "mr_brats_gli").cases) >= 1

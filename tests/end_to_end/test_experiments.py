@@ -12,6 +12,7 @@ from uscl.evaluation import read_rows
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
 PRETRAIN = EXPERIMENTS / "pretrain.yaml"
+SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}
 CONFIGS = sorted(EXPERIMENTS.rglob("*.yaml"))
 
 
@@ -51,7 +52,9 @@ def runs(study, tmp_path_factory):
 
 
 def test_every_experiment_is_known_here():
-    assert {config.stem for config in CONFIGS} == {*VERBS, PRETRAIN.stem}, "a new experiment needs its run in this file"
+    assert {config.stem for config in CONFIGS} == {*VERBS, *SCANS, PRETRAIN.stem}, (
+        "a new experiment needs its run in this file"
+    )
 
 
 def test_pretraining_leaves_weights_that_the_other_stages_take(study, tmp_path):
@@ -138,7 +141,34 @@ def test_workers_change_no_digit_of_the_rows(runs, study, tmp_path):
     assert without_seconds(tmp_path) == without_seconds(runs)
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.parent.name == "paper"], ids=lambda c: c.stem)
+@pytest.mark.parametrize("name", SCANS)
+def test_scans_in_the_layout_of_their_data_set(name, scans, tmp_path):
+    """The same small study through the offline experiment and, as if it were the download, through the paper's."""
+    rows = []
+    for config in (EXPERIMENTS / f"{name}.yaml", EXPERIMENTS / "paper" / f"{name}.yaml"):
+        folder = tmp_path / config.parent.name
+        args = [
+            "test", "--config", str(config), "--model.backbone", "tiny", "--model.weights", "null",
+            "--data.root", str(scans[SCANS[name]]), "--data.preprocessing.patch_size", "64",
+            "--data.preprocessing.spacing", "[3, 3, 3]", "--data.num_workers", "0", "--model.test_clicks", "[1]",
+            "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu",
+        ]  # fmt: skip
+        if config.parent.name != "paper":
+            args += ["--data.study.patients", "4"]
+        assert main(args) == 0
+        rows.append(read_rows(folder / "rows.csv"))
+    keys = [[(row.data_set, row.case, row.class_name, row.dice) for row in some] for some in rows]
+    assert keys[0] == keys[1]
+    classes = {row.class_name for row in rows[0]}
+    if name == "eval_brats":
+        assert classes == {"whole tumour", "tumour core", "enhancing tumour"}
+    else:
+        assert {"liver", "spleen"} <= classes
+
+
+@pytest.mark.parametrize(
+    "config", [c for c in CONFIGS if c.parent.name == "paper" and c.stem in VERBS], ids=lambda c: c.stem
+)
 def test_paper_experiments_run_with_a_smaller_backbone(config, runs, study, tmp_path):
     args = small(config, study, tmp_path)
     if config.stem == "vcl":
@@ -154,7 +184,7 @@ def test_paper_experiments_run_with_a_smaller_backbone(config, runs, study, tmp_
 def test_optimizers_are_written_out(config):
     """Defaults of one optimiser leak into another that the command line picks; a full list leaves nothing to leak."""
     optimizer = yaml.safe_load(config.read_text())["model"]["init_args"].get("optimizer")
-    if VERBS.get(config.stem, "fit") == "fit":
+    if VERBS.get(config.stem) == "fit" or config == PRETRAIN:
         assert set(optimizer["init_args"]) == {"lr", "betas", "eps", "weight_decay", "amsgrad"}
 
 

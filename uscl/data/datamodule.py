@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from uscl.data.datasets import Case, DataSet, Split, assign_splits, read_folder
+from uscl.data.datasets import READERS, Case, DataSet, Split, assign_splits
 from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, single
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import read_prompts
@@ -27,16 +28,20 @@ Loader = DataLoader[dict[str, Any]]
 
 
 class VolumeDataModule(LightningDataModule):
-    """Volumes in the plain folder layout (see :mod:`uscl.data.datasets.folder`), cut into patches.
+    """Volumes of any layout that :mod:`uscl.data.datasets` knows, cut into patches.
 
     Training draws an endless, numbered stream of patches that depends on ``seed`` alone; validation and testing go
     through every (case, class) of their side once; prediction takes clicks from a table and opens no label.
 
     Args:
         root: the data folder.
+        dataset: its layout: ``folder`` (plain, or an nnU-Net raw data set), ``amos``, ``totalsegmentator`` or
+            ``brats``.
+        modality: which image of a case, or which cases: a channel's number or name (``folder``), ``ct`` or ``mr``
+            (``amos``, ``totalsegmentator``), ``t1n``, ``t1c``, ``t2w`` or ``t2f`` (``brats``); null for the default.
         preprocessing: how every volume is prepared.
         sampling: where training patches are cut.
-        classes: label names to use; null for all that the data set names.
+        classes: names of classes to use; null for all that the data set names.
         batch_size: training patches per step and process.
         patches_per_epoch: training patches of one epoch over all processes; null for one per (case, class).
         val_fraction: share of the patients for validation, where the data set leaves the split open.
@@ -51,6 +56,8 @@ class VolumeDataModule(LightningDataModule):
     def __init__(
         self,
         root: str,
+        dataset: Literal["folder", "amos", "totalsegmentator", "brats"] = "folder",
+        modality: str | None = None,
         preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
         sampling: PatchSampling = PatchSampling(),  # noqa: B008 (frozen)
         classes: list[str] | None = None,
@@ -65,7 +72,7 @@ class VolumeDataModule(LightningDataModule):
         prompts: str | None = None,
     ) -> None:
         super().__init__()
-        self.root = root
+        self.root, self.dataset, self.modality = root, dataset, modality
         self.preprocessing = preprocessing
         self.sampling = sampling
         self.classes = classes
@@ -80,11 +87,11 @@ class VolumeDataModule(LightningDataModule):
         self.prompts = prompts
         self._data_set: DataSet | None = None
         self._store: PreparedStore | None = None
-        self._objects: dict[Split, list[tuple[Case, int]]] = {}
+        self._objects: dict[Split, list[tuple[Case, str]]] = {}
 
     def read_data_set(self) -> DataSet:
-        """Lists the cases; a subclass reads another layout by replacing this."""
-        return read_folder(self.root)
+        """Lists the cases of the layout in use, with the classes in use."""
+        return READERS[self.dataset](Path(self.root), self.modality).only(self.classes)
 
     @property
     def data_set(self) -> DataSet:
@@ -126,11 +133,11 @@ class VolumeDataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Batches ``image`` and ``target`` [B, 1, S, S, S]; without ``target`` where labels are not looked at."""
         cases = self.data_set.in_split("train")
-        cases_of: dict[int | None, Sequence[Case]] = {None: cases}
+        cases_of: dict[str | None, Sequence[Case]] = {None: cases}
         length = len(cases)
         if self._looks_at_labels("train"):
             objects = self._objects["train"]
-            cases_of = {i: [case for case, label_id in objects if label_id == i] for i in self._label_ids()}
+            cases_of = {name: [case for case, n in objects if n == name] for name in self.data_set.classes}
             length = len(objects)
         length = self.patches_per_epoch or length
         if length < self.batch_size * self._world_size:
@@ -188,25 +195,18 @@ class VolumeDataModule(LightningDataModule):
     def _looks_at_labels(self, split: Split) -> bool:
         return split == "test" or self.sampling.centre != "volume"
 
-    def _label_ids(self) -> list[int]:
-        ids = {name: label_id for label_id, name in self.data_set.label_names.items()}
-        unknown = sorted(set(self.classes or ()) - set(ids))
-        if unknown:
-            raise InputError(f"data.classes: {', '.join(unknown)} not among the labels {', '.join(ids) or '(none)'}")
-        return [ids[name] for name in (ids if self.classes is None else self.classes)]
-
-    def _list_objects(self, split: Split, cases: Sequence[Case]) -> list[tuple[Case, int]]:
+    def _list_objects(self, split: Split, cases: Sequence[Case]) -> list[tuple[Case, str]]:
         """Which of the classes in use occur in which case; looks through every label map once."""
-        wanted = self._label_ids()
+        wanted = self.data_set.classes
         objects = []
         for case in track(cases, f"Looking through {len(cases)} {split} cases", disable=len(cases) < 2, transient=True):
             present = set(np.unique(self.store.labelled(case)[1]).tolist())
-            if not present - {0}:
+            if not present - {0} and case.label is not None and not case.label.is_dir():
                 raise InputError(
                     f"{case.label}: has no foreground (at a spacing of {self.preprocessing.spacing} mm); "
                     "correct the map, or remove image and map"
                 )
-            objects += [(case, label_id) for label_id in wanted if label_id in present]
+            objects += [(case, name) for name, ids in wanted.items() if present.intersection(ids)]
         if cases and not objects:
             raise InputError(f"{self.root}: none of the classes in use occurs in the {len(cases)} {split} cases")
         return objects

@@ -24,11 +24,11 @@ class LabelledObjects(Dataset[dict[str, Any]]):
 
     Args:
         store: prepared cases.
-        objects: the pairs of case and label id.
+        objects: the pairs of case and class.
         with_reference: also give the reference mask on the image's own grid, for scoring there.
     """
 
-    def __init__(self, store: PreparedStore, objects: Sequence[tuple[Case, int]], with_reference: bool) -> None:
+    def __init__(self, store: PreparedStore, objects: Sequence[tuple[Case, str]], with_reference: bool) -> None:
         self.store = store
         self.objects = tuple(objects)
         self.with_reference = with_reference
@@ -45,10 +45,10 @@ class LabelledObjects(Dataset[dict[str, Any]]):
             volume; the names ``data_set``, ``case``, ``patient``, ``class_name``; and, if asked for, ``reference``
             (bool, on the image's own grid) and ``spacing`` (of that grid, mm).
         """
-        case, label_id = self.objects[number]
+        case, class_name = self.objects[number]
         preprocessing = self.store.preprocessing
         prepared, label = self.store.labelled(case)
-        mask = label == label_id
+        mask = self.store.data_set.mask(label, class_name)
         corner = corner_around_label(mask, preprocessing.patch_size)
         item = {
             **_patch(preprocessing, prepared.image, corner),
@@ -57,11 +57,12 @@ class LabelledObjects(Dataset[dict[str, Any]]):
             "data_set": self.store.data_set.name,
             "case": case.name,
             "patient": case.patient,
-            "class_name": self.store.data_set.label_names[label_id],
+            "class_name": class_name,
         }
         if self.with_reference:
             reference = self._read_label(case)
-            item |= {"reference": reference.array == label_id, "spacing": reference.spacing}
+            mask = self.store.data_set.mask(reference.array, class_name)
+            item |= {"reference": mask, "spacing": reference.spacing}
         return item
 
     def _read_label(self, case: Case) -> Volume:

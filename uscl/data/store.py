@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from uscl.data.datasets import Case, DataSet
 from uscl.data.patches import Grid, Preprocessing
 from uscl.data.volume import Array, Volume, read_image, read_label
 from uscl.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,8 @@ def read_case(case: Case, data_set: DataSet) -> tuple[Volume, Volume | None]:
     image = read_image(case.image)
     if case.label is None:
         return image, None
+    if case.label.is_dir():
+        return image, _merge_masks(case.label, data_set, image)
     label = read_label(case.label)
     difference = label.same_grid(image)
     if difference:
@@ -92,3 +98,29 @@ def read_case(case: Case, data_set: DataSet) -> tuple[Volume, Volume | None]:
             f"({data_set.label_names}); add them to dataset.json or correct the map"
         )
     return image, label
+
+
+def _merge_masks(folder: Path, data_set: DataSet, image: Volume) -> Volume:
+    """One label map from a folder with a mask per class; opens the masks of the data set's classes alone.
+
+    Where masks overlap the lower id stays, and the number of voxels is told.
+    """
+    wanted = {label_id for ids in data_set.classes.values() for label_id in ids}
+    merged = np.zeros(image.shape, np.int32)
+    overlapping = 0
+    for label_id in sorted(wanted):
+        file = folder / f"{data_set.label_names[label_id]}.nii.gz"
+        if not file.is_file():
+            continue
+        mask = read_label(file)
+        difference = mask.same_grid(image)
+        if difference:
+            raise InputError(f"{file}: does not lie on the grid of {image.name}: {difference}")
+        inside = mask.array > 0
+        overlapping += int(np.count_nonzero(merged[inside]))
+        merged[inside & (merged == 0)] = label_id
+    if overlapping:
+        log.warning(
+            "%s: %d voxels lie in several masks; the one that comes first in the list stays", folder, overlapping
+        )
+    return replace(image, array=merged)

@@ -48,13 +48,13 @@ class TrainingPatches(Dataset[dict[str, Any]]):
 
     Args:
         store: prepared cases.
-        cases_of: for each label id the cases that have it; one key None with all cases where labels are not looked at.
+        cases_of: for each class the cases that have it; one key None with all cases where labels are not looked at.
         sampling: where to cut.
         seed: of the stream.
     """
 
     def __init__(
-        self, store: PreparedStore, cases_of: Mapping[int | None, Sequence[Case]], sampling: PatchSampling, seed: int
+        self, store: PreparedStore, cases_of: Mapping[str | None, Sequence[Case]], sampling: PatchSampling, seed: int
     ) -> None:
         self.store = store
         self.cases_of = {key: tuple(cases) for key, cases in cases_of.items() if cases}
@@ -74,9 +74,9 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         for attempt in range(_ATTEMPTS):
             random = np.random.default_rng(derive_seed("patch", self.seed, number, attempt))
             keys = list(self.cases_of)
-            label_id = keys[random.integers(len(keys))]
-            cases = self.cases_of[label_id]
-            patch = self._cut(cases[random.integers(len(cases))], label_id, random)
+            class_name = keys[random.integers(len(keys))]
+            cases = self.cases_of[class_name]
+            patch = self._cut(cases[random.integers(len(cases))], class_name, random)
             if patch is not None:
                 return patch
         raise InputError(
@@ -84,15 +84,15 @@ class TrainingPatches(Dataset[dict[str, Any]]):
             "data.sampling.minimum_foreground, or check the spacing and the labels"
         )
 
-    def _cut(self, case: Case, label_id: int | None, random: np.random.Generator) -> dict[str, Any] | None:
+    def _cut(self, case: Case, class_name: str | None, random: np.random.Generator) -> dict[str, Any] | None:
         preprocessing, sampling = self.store.preprocessing, self.sampling
         size = preprocessing.patch_size
         prepared = self.store.get(case)
         mask = None
-        if label_id is None:
+        if class_name is None:
             corner = _corner_anywhere(prepared.image.shape, size, random)
         else:
-            mask = self.store.labelled(case)[1] == label_id
+            mask = self.store.data_set.mask(self.store.labelled(case)[1], class_name)
             if sampling.centre == "label_box":
                 corner = corner_around_label(mask, size)
             else:
@@ -105,12 +105,12 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         image = preprocessing.normalise(preprocessing.cut(prepared.image, corner), corner, prepared.image.shape)
         flips = tuple(axis for axis in range(3) if random.random() < sampling.flip_probability)
         patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))}
-        if mask is not None and label_id is not None:
+        if mask is not None:
             target = preprocessing.cut(mask, corner)
             if np.count_nonzero(target) < sampling.minimum_foreground:
                 return None
             patch["target"] = _as_tensor(np.flip(target, flips))
-            patch["class_name"] = self.store.data_set.label_names[label_id]
+            patch["class_name"] = class_name
         return patch
 
 

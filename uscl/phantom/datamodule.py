@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from uscl.data.datamodule import VolumeDataModule
+from uscl.phantom.layouts import LAYOUTS
+from uscl.phantom.layouts.scans import ScanStudy
 from uscl.phantom.layouts.ultrasound import LAYOUT, SweepStudy
 from uscl.phantom.study import CONTACT_SHEET, simulate_study
 
@@ -44,3 +46,35 @@ class PhantomDataModule(VolumeDataModule):
         if not (Path(self.root) / CONTACT_SHEET).is_file():
             log.info("Simulating %d patients into %s", self.study.patients, self.root)
         simulate_study(LAYOUT, self.root, self.study, self.simulation_workers)
+
+
+class PhantomScansDataModule(VolumeDataModule):
+    """Simulated CT and MR in the layout of AMOS, TotalSegmentator or BraTS, read as the real data set is read.
+
+    With the download itself use :class:`~uscl.data.datamodule.VolumeDataModule`, which takes the same settings.
+
+    Args:
+        root: folder of the study; simulated first where it is missing or incomplete.
+        dataset: the layout.
+        study: what to simulate; must be what the folder holds, if it holds a study.
+        simulation_workers: processes that simulate.
+        options: those of :class:`~uscl.data.datamodule.VolumeDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        dataset: Literal["amos", "totalsegmentator", "brats"],
+        study: ScanStudy = ScanStudy(),  # noqa: B008 (frozen)
+        simulation_workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(root=root, dataset=dataset, **options)
+        self.study = study
+        self.simulation_workers = simulation_workers
+
+    def prepare_data(self) -> None:
+        """Simulates what is missing; Lightning calls this on one process per machine."""
+        if not (Path(self.root) / CONTACT_SHEET).is_file():
+            log.info("Simulating %d patients into %s", self.study.patients, self.root)
+        simulate_study(LAYOUTS[self.dataset], self.root, self.study, self.simulation_workers)

@@ -1,6 +1,20 @@
 """Where the files of each data set lie and what their labels mean."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from uscl.data.datasets.amos import read_amos
+from uscl.data.datasets.brats import read_brats
 from uscl.data.datasets.cases import Case, DataSet, Split, assign_splits
 from uscl.data.datasets.folder import read_folder
+from uscl.data.datasets.totalsegmentator import read_totalsegmentator
 
-__all__ = ["Case", "DataSet", "Split", "assign_splits", "read_folder"]
+READERS: dict[str, Callable[[Path, str | None], DataSet]] = {
+    "folder": read_folder, "amos": read_amos, "totalsegmentator": read_totalsegmentator, "brats": read_brats,
+}  # fmt: skip
+"""The layouts that ``data.dataset`` knows. A reader takes the folder and which modality to use."""
+
+__all__ = [
+    "READERS", "Case", "DataSet", "Split", "assign_splits", "read_amos", "read_brats", "read_folder",
+    "read_totalsegmentator",
+]  # fmt: skip

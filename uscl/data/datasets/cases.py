@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from uscl.data.volume import Array
 from uscl.errors import InputError
 from uscl.seeds import derive_seed
 
@@ -21,7 +25,7 @@ class Case:
     Attributes:
         name: unique within the data set.
         image: image file.
-        label: label map on the same grid, or None.
+        label: label map on the same grid; or a folder with one mask per class, named after it; or None.
         patient: whom it was taken from; a patient is never on two sides of a split.
         split: where it belongs, or None where the data set leaves that open.
     """
@@ -35,17 +39,46 @@ class Case:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Cases and label names.
+    """Cases, label names and classes.
 
     Attributes:
         name: stands in every result row.
         cases: in a fixed order.
         label_names: structure of each label id; 0 is background and not listed.
+        regions: classes made of several ids, which may overlap, as BraTS has them; without any, every label id is a
+            class of its own.
     """
 
     name: str
     cases: tuple[Case, ...]
     label_names: dict[int, str]
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """The label ids that each class is made of."""
+        return self.regions or {name: (label_id,) for label_id, name in self.label_names.items()}
+
+    def only(self, classes: Sequence[str] | None) -> DataSet:
+        """The data set with some of its classes, in the order asked for; None for all.
+
+        Raises:
+            InputError: it has no such class.
+        """
+        if classes is None:
+            return self
+        unknown = sorted(set(classes) - set(self.classes))
+        if unknown:
+            raise InputError(
+                f"data.classes: {', '.join(unknown)} not among the classes {', '.join(self.classes) or '(none)'}"
+            )
+        return replace(self, regions={name: self.classes[name] for name in classes})
+
+    def mask(self, label: Array, class_name: str) -> NDArray[np.bool_]:
+        """Where a class is in a label map, bool."""
+        ids = self.classes[class_name]
+        inside: NDArray[np.bool_] = label == ids[0] if len(ids) == 1 else np.isin(label, ids)
+        return inside
 
     def in_split(self, split: Split) -> tuple[Case, ...]:
         """The cases of one side."""

@@ -4,81 +4,136 @@
 
     ROOT/
       dataset.json      {"name": "my sweeps", "labels": {"background": 0, "liver": 1, "kidney": 2}}
-      imagesTr/         CASE.nii.gz or CASE_0000.nii.gz (also .nii, .nrrd, .mha)
+      imagesTr/         CASE.nii.gz or CASE_0000.nii.gz, CASE_0001.nii.gz ... (also .nii, .nrrd, .mha)
       labelsTr/         CASE.nii.gz, on the image's grid; may lack for unlabelled images
       imagesTs/         optional: the test side
       labelsTs/
       patients.csv      optional: columns case, patient and, if you like, split (train, val or test)
 
-Without patients.csv every case counts as a patient of its own.
+Without patients.csv every case counts as a patient of its own. An nnU-Net raw data set (``Dataset001_NAME``) is read as
+it is: channels, labels as ids or as lists of ids (regions), dataset.json of versions 1 and 2. An imagesTs without any
+labels is left alone where there are labelled images to test on.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from uscl.data.datasets.cases import SPLITS, Case, DataSet, Split, check_unique
 from uscl.data.volume import WRITABLE, stem
 from uscl.errors import InputError
 
+log = logging.getLogger(__name__)
+_EXPECTED = '{"name": "...", "labels": {"background": 0, "liver": 1}}'
 
-def read_folder(root: str | Path) -> DataSet:
+
+def read_folder(root: Path, modality: str | None = None) -> DataSet:
     """Lists the cases of a folder in the plain layout.
+
+    Args:
+        root: the folder.
+        modality: channel to take, as dataset.json names or numbers it; None for the first.
 
     Raises:
         InputError: the folder or its imagesTr is missing or empty, dataset.json is missing (where there are labels) or
-            not as expected, names clash, or patients.csv names a case that is not there.
+            not as expected, there is no such channel, names clash, or patients.csv names a case that is not there.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise InputError(f"{root}: no such data folder; data/README.md shows the layout")
-    train = _images(root / "imagesTr")
+    description = _read_description(root / "dataset.json")
+    train = _images(root / "imagesTr", description.channel(modality))
     if not train:
         raise InputError(f"{root / 'imagesTr'}: no volumes ({', '.join(WRITABLE)}); data/README.md shows the layout")
-    sides: list[tuple[dict[str, Path], Path, Split | None]] = [
-        (train, root / "labelsTr", None),
-        (_images(root / "imagesTs"), root / "labelsTs", "test"),
+    train_labels, test_labels = volumes(root / "labelsTr"), volumes(root / "labelsTs")
+    test = _images(root / "imagesTs", description.channel(modality))
+    if test and train_labels and not test_labels:
+        log.info("%s: no labels for the %d images of imagesTs; they are left out", root, len(test))
+        test = {}
+    sides: list[tuple[dict[str, Path], dict[str, Path], Split | None]] = [
+        (train, train_labels, None),
+        (test, test_labels, "test"),
     ]
     patients = _read_patients(root / "patients.csv")
     cases = []
-    for images, label_folder, side in sides:
-        labels = _images(label_folder)
+    for images, labels, side in sides:
         for name, image in images.items():
             patient, split = patients.pop(name, (name, side))
             cases.append(Case(name, image, labels.get(name), patient, split))
     if patients:
         raise InputError(f"{root / 'patients.csv'}: no image for case {', '.join(sorted(patients)[:4])}")
-    labelled = any(case.label for case in cases)
-    name, label_names = _read_description(root / "dataset.json", required=labelled)
-    return check_unique(DataSet(name or root.name, tuple(cases), label_names))
+    if any(case.label for case in cases) and not description.label_names:
+        found = "names no label" if description.file.is_file() else "missing; it names the labels"
+        raise InputError(f"{description.file}: {found}; expected {_EXPECTED}")
+    name = description.name or root.name
+    return check_unique(DataSet(name, tuple(cases), description.label_names, description.regions))
 
 
-def _images(folder: Path) -> dict[str, Path]:
+@dataclass(frozen=True)
+class _Description:
+    file: Path
+    name: str = ""
+    label_names: dict[int, str] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    channels: dict[int, str] = field(default_factory=dict)
+
+    def channel(self, wanted: str | None) -> tuple[int, int]:
+        """Number of the wanted channel, and how many there are."""
+        if wanted is None:
+            return 0, len(self.channels)
+        for number, name in self.channels.items():
+            if wanted.lower() in (name.lower(), str(number)):
+                return number, len(self.channels)
+        raise InputError(f"{self.file}: no channel {wanted!r}; it names {self.channels or 'none'} (data.modality)")
+
+
+def volumes(folder: Path) -> dict[str, Path]:
+    """The volumes of a folder by name without ending, in order; none where there is no such folder."""
     files = sorted(path for path in folder.glob("*") if path.name.endswith(WRITABLE) and not path.name.startswith("."))
-    return {stem(path).removesuffix("_0000"): path for path in files}
+    return {stem(path): path for path in files}
 
 
-def _read_description(path: Path, required: bool) -> tuple[str, dict[int, str]]:
+def _images(folder: Path, channel: tuple[int, int]) -> dict[str, Path]:
+    """Images of one channel by case. A suffix is a channel only if dataset.json has that many: amos_0017 is a case."""
+    number, count = channel
+    suffixes = {f"_{n:04d}" for n in range(max(1, count))}
+    found = {}
+    for name, path in volumes(folder).items():
+        suffix = name[-5:] if name[-5:] in suffixes else ""
+        if not suffix or suffix == f"_{number:04d}":
+            found[name.removesuffix(suffix)] = path
+    return found
+
+
+def _read_description(path: Path) -> _Description:
     if not path.is_file():
-        if required:
-            raise InputError(
-                f'{path}: missing; it names the labels: {{"name": "...", "labels": {{"background": 0, "liver": 1}}}}'
-            )
-        return "", {}
+        return _Description(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        labels = {int(value): str(name) for name, value in content.get("labels", {}).items()}
+        channels = {
+            int(n): str(name) for n, name in (content.get("channel_names") or content.get("modality") or {}).items()
+        }
+        ids: dict[str, tuple[int, ...]] = {}
+        for key, value in content.get("labels", {}).items():
+            if isinstance(value, list):
+                ids[str(key)] = tuple(int(i) for i in value)
+            elif isinstance(value, str) and not value.isdigit():  # version 1: {"1": "liver"}
+                ids[value] = (int(key),)
+            else:
+                ids[str(key)] = (int(value),)
         name = str(content.get("name", ""))
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f'{path}: expected {{"name": "...", "labels": {{"background": 0, "liver": 1}}}} ({error})'
-        ) from error
-    labels.pop(0, None)
-    if required and not labels:
-        raise InputError(f'{path}: names no label; expected e.g. "labels": {{"background": 0, "liver": 1}}')
-    return name, labels
+        raise InputError(f"{path}: expected {_EXPECTED} ({error})") from error
+    hidden = ("background", "ignore")
+    classes = {label: values for label, values in ids.items() if values != (0,) and label.lower() not in hidden}
+    names = {i: f"label {i}" for values in ids.values() for i in values if i}
+    names |= {values[0]: label for label, values in ids.items() if len(values) == 1 and values[0]}
+    plain = len(names) == len(classes) and all(len(values) == 1 for values in classes.values())
+    return _Description(path, name, names, {} if plain else classes, channels)
 
 
 def _read_patients(path: Path) -> dict[str, tuple[str, Split | None]]:
