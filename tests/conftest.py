@@ -67,4 +67,4 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("scans")
     names = ("amos", "totalsegmentator", "brats")
-    return {name: simulate_study(LAYOUTS[name], folder / name, ScanStudy(patients=4)) for name in names}
+    return {name: simulate_study(LAYOUTS[name], folder / name, ScanStudy(patients=4), workers=2) for name in names}

@@ -13,7 +13,7 @@ from uscl.phantom.layouts import amos, brats, totalsegmentator
 from uscl.phantom.layouts.scans import ScanStudy
 from uscl.phantom.layouts.ultrasound import PAPER, view_of
 from uscl.phantom.structures import SWEEP_LABELS
-from uscl.phantom.study import Written, all_patients
+from uscl.phantom.study import all_patients
 
 SMALL = SweepStudy(patients=3, sweeps_per_patient=2, frames=12, size=64)
 
@@ -162,30 +162,17 @@ def test_label_maps_as_patients(tmp_path):
         simulate("ultrasound", tmp_path / "few", few)
 
 
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    """AMOS with its three sides; of the others, whose patients take longer, the first patient."""
-    folder = tmp_path_factory.mktemp("scans")
-    simulate("amos", folder / "amos", ScanStudy(3))
-    patients = all_patients(3)
-    for layout in (totalsegmentator.LAYOUT, brats.LAYOUT):
-        written = layout.simulate(folder / layout.name, ScanStudy(3), patients[0])
-        others = [Written(f"s{patient.position:04d}", patient, {"file": "ct.nii.gz"}) for patient in patients[1:]]
-        layout.finish(folder / layout.name, ScanStudy(3), written + others)
-    return {kind: folder / kind for kind in ("amos", "totalsegmentator", "brats")}
-
-
 def test_amos_layout(scans):
     root = scans["amos"]
     description = json.loads((root / "dataset.json").read_text())
     assert len(description["labels"]) == 16
-    assert len(description["training"]) == 2
+    assert len(description["training"]) == 3
     assert len(description["validation"]) == 1
     for entry in description["training"] + description["validation"]:
         image, label = read_image(root / entry["image"]), read_label(root / entry["label"])
         assert image.same_grid(label) is None
         assert {6, 8} <= set(np.unique(label.array).tolist()) <= set(range(16))
-    assert (root / "imagesVa/amos_0509.nii.gz").is_file(), "numbers above 506 are MR"
+    assert (root / "imagesTr/amos_0509.nii.gz").is_file(), "numbers above 506 are MR"
     liver = read_image(root / "imagesTr/amos_0001.nii.gz").array[
         read_label(root / "labelsTr/amos_0001.nii.gz").array == 6
     ]
@@ -197,8 +184,10 @@ def test_totalsegmentator_layout(scans):
     root = scans["totalsegmentator"]
     meta = [line.split(";") for line in (root / "meta.csv").read_text().splitlines()]
     assert meta[0] == ["image_id", "age", "gender", "institute", "study_type", "split"]
-    assert [(row[0], row[5]) for row in meta[1:]] == [("s0000", "train"), ("s0001", "val"), ("s0002", "test")]
+    assert [row[0] for row in meta[1:]] == ["s0000", "s0001", "s0002", "s0003"]
+    assert [row[5] for row in meta[1:]] == ["train", "train", "val", "test"]
     assert (root / "s0000/ct.nii.gz").is_file()
+    assert (root / "s0002/mri.nii.gz").is_file()
     image = read_image(root / "s0000/ct.nii.gz")
     assert image.spacing == (1.5, 1.5, 1.5)
     total = np.zeros(image.shape, int)
@@ -226,9 +215,13 @@ def test_brats_layout(scans):
 
 
 def test_scans_are_reproducible_and_what_is_complete_is_left_alone(scans, tmp_path):
-    layout, patient = brats.LAYOUT, all_patients(3)[0]
-    layout.simulate(tmp_path, ScanStudy(3), patient)
-    assert digest(tmp_path) == digest(scans["brats"])
+    """The scans were made by two processes, this one by its own."""
+    layout, patient = brats.LAYOUT, all_patients(4)[0]
+    layout.simulate(tmp_path, ScanStudy(4), patient)
+    assert digest(tmp_path / "BraTS-GLI-00000-000") == digest(scans["brats"] / "BraTS-GLI-00000-000")
+    assert digest(tmp_path / "parameters") == {
+        name: value for name, value in digest(scans["brats"] / "parameters").items() if "00000" in str(name)
+    }
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert layout.simulate(tmp_path, ScanStudy(3), patient)[0].case == "BraTS-GLI-00000-000"
+    assert layout.simulate(tmp_path, ScanStudy(4), patient)[0].case == "BraTS-GLI-00000-000"
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -86,7 +86,7 @@ class SamMed3DConfig:
 VARIANTS: dict[str, SamMed3DConfig] = {
     # The published model, 100.5 M parameters.
     "vit_b_ori": SamMed3DConfig(),
-    # Small enough to train and run on two CPU cores, 4.6 M parameters; same input, same windowed blocks.
+    # Small enough to train and run on two CPU cores, 4.7 M parameters; same input, same windowed blocks.
     "mini": SamMed3DConfig(
         embed_dim=192,
         depth=6,

@@ -35,12 +35,12 @@ class VolumeDataModule(LightningDataModule):
 
     Args:
         root: the data folder.
+        preprocessing: how every volume is prepared.
+        sampling: where training patches are cut.
         dataset: its layout: ``folder`` (plain, or an nnU-Net raw data set), ``amos``, ``totalsegmentator`` or
             ``brats``.
         modality: which image of a case, or which cases: a channel's number or name (``folder``), ``ct`` or ``mr``
             (``amos``, ``totalsegmentator``), ``t1n``, ``t1c``, ``t2w`` or ``t2f`` (``brats``); null for the default.
-        preprocessing: how every volume is prepared.
-        sampling: where training patches are cut.
         classes: names of classes to use; null for all that the data set names.
         batch_size: training patches per step and process.
         patches_per_epoch: training patches of one epoch over all processes; null for one per (case, class).
@@ -56,10 +56,10 @@ class VolumeDataModule(LightningDataModule):
     def __init__(
         self,
         root: str,
-        dataset: Literal["folder", "amos", "totalsegmentator", "brats"] = "folder",
-        modality: str | None = None,
         preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
         sampling: PatchSampling = PatchSampling(),  # noqa: B008 (frozen)
+        dataset: Literal["folder", "amos", "totalsegmentator", "brats"] = "folder",
+        modality: str | None = None,
         classes: list[str] | None = None,
         batch_size: int = 2,
         patches_per_epoch: int | None = None,
