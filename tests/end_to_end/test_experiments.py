@@ -155,15 +155,19 @@ def test_scans_in_the_layout_of_their_data_set(name, scans, tmp_path):
         ]  # fmt: skip
         if config.parent.name != "paper":
             args += ["--data.study.patients", "4"]
+        else:
+            args += ["--trainer.limit_test_batches", "1"]
+        if name != "eval_brats":  # few objects: scoring the scattered masks of random weights takes its time
+            args += ["--data.classes", "[liver, spleen]"]
         assert main(args) == 0
         rows.append(read_rows(folder / "rows.csv"))
     keys = [[(row.data_set, row.case, row.class_name, row.dice) for row in some] for some in rows]
-    assert keys[0] == keys[1]
+    assert keys[0][:1] == keys[1]
     classes = {row.class_name for row in rows[0]}
     if name == "eval_brats":
         assert classes == {"whole tumour", "tumour core", "enhancing tumour"}
     else:
-        assert {"liver", "spleen"} <= classes
+        assert classes == {"liver", "spleen"}
 
 
 @pytest.mark.parametrize(
