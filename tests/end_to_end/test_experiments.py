@@ -153,16 +153,16 @@ def test_scans_in_the_layout_of_their_data_set(name, scans, tmp_path):
             "--data.preprocessing.spacing", "[3, 3, 3]", "--data.num_workers", "0", "--model.test_clicks", "[1]",
             "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu",
         ]  # fmt: skip
-        if config.parent.name != "paper":
-            args += ["--data.study.patients", "4"]
+        one = "whole tumour" if name == "eval_brats" else "liver"
+        if config.parent.name == "paper":  # few objects: scoring the scattered masks of random weights takes its time
+            args += ["--data.classes", f"[{one}]"]
         else:
-            args += ["--trainer.limit_test_batches", "1"]
-        if name != "eval_brats":  # few objects: scoring the scattered masks of random weights takes its time
-            args += ["--data.classes", "[liver, spleen]"]
+            args += ["--data.study.patients", "4"]
+            args += [] if name == "eval_brats" else ["--data.classes", "[liver, spleen]"]
         assert main(args) == 0
         rows.append(read_rows(folder / "rows.csv"))
     keys = [[(row.data_set, row.case, row.class_name, row.dice) for row in some] for some in rows]
-    assert keys[0][:1] == keys[1]
+    assert [key for key in keys[0] if key[2] == one] == keys[1] != []
     classes = {row.class_name for row in rows[0]}
     if name == "eval_brats":
         assert classes == {"whole tumour", "tumour core", "enhancing tumour"}
