@@ -4,7 +4,7 @@ Every object gets clicks as SAM-Med3D evaluates: the patch lies around the objec
 it, later ones are random voxels of what is wrong. Clicks and cases are fixed by names and seeds, so two runs over two
 backbones can be compared row by row.
 
-    python benchmarks/mini.py [--weights FILE] [--patients 12] [--real FOLDER] [--out runs/mini]
+    python benchmarks/mini.py --weights FILE [--patients 12] [--real FOLDER] [--out runs/mini]
 
 ``--real`` is a folder with TotalSegmentator's example scans and BraTS patients; without it they are left out.
 """
@@ -196,7 +196,7 @@ def _class_mean(cases: list[list[tuple[object, float]]]) -> float:
 def main() -> None:
     """Evaluates, writes rows.csv and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="embedded")
+    parser.add_argument("--weights", required=True)
     parser.add_argument("--patients", type=int, default=12)
     parser.add_argument("--real", type=Path)
     parser.add_argument("--skip-phantoms", action="store_true")

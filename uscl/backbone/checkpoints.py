@@ -2,8 +2,7 @@
 
 Accepted: the published wrapper of SAM-Med3D (``model_state_dict`` beside optimiser state and an argparse namespace), a
 bare state dict, a Lightning checkpoint, safetensors, and ``hf://owner/repo/file`` references to any of them. Pickles
-are read with ``weights_only`` always. ``embedded`` stands for the weights of ``mini`` that come with the package; their
-model card is ``uscl/backbone/weights/README.md``.
+are read with ``weights_only`` always.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ from uscl.errors import InputError
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = "embedded"
-"""Names the weights that come with the package."""
 # Any key that every SAM-Med3D has; what stands before it in a file is a wrapper's prefix ("module.", "model.", "net.").
 _LANDMARK = "image_encoder.patch_embed.proj.weight"
 _WRAPPER_KEYS = ("model_state_dict", "state_dict", "model")
@@ -75,8 +72,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadRepor
 
     Args:
         model: a SAM-Med3D (or any module whose keys the file holds). Float16 weights are cast to the model's type.
-        path: a file; ``embedded``, the weights of ``mini`` that come with the package; or ``hf://owner/repo/file``
-            (needs the extra ``hub`` unless the file was put in place by hand).
+        path: a file, or ``hf://owner/repo/file`` (needs the extra ``hub`` unless the file was put in place by hand).
 
     Returns:
         The report; ask it to :meth:`~LoadReport.require_complete` where a partly random model must not pass.
@@ -138,7 +134,7 @@ def save_weights(
 
 
 def fetch(reference: str) -> Path:
-    """Returns the local path of a file, of ``embedded`` or of ``hf://owner/repo/file``, downloading it if need be.
+    """Returns the local path of a file or of an ``hf://owner/repo/file`` reference, downloading it if need be.
 
     A referenced file that was put at ``$USCL_WEIGHTS/owner/repo/file`` (default ``~/.cache/uscl/weights``) by hand is
     used without any network.
@@ -147,11 +143,6 @@ def fetch(reference: str) -> Path:
         InputError: there is no such file, or it cannot be downloaded; the message says what to fetch and where to
             put it.
     """
-    if reference == EMBEDDED:
-        path = Path(__file__).parent / "weights" / "mini.safetensors"
-        if not path.is_file():
-            raise InputError(f"{path}: the embedded weights are missing from this installation; install uscl again")
-        return path
     if not reference.startswith("hf://"):
         path = Path(reference).expanduser()
         if not path.is_file():

@@ -38,7 +38,7 @@ def load_trunk(backbone: SamMed3DConfig | str, weights: str | os.PathLike[str] |
 
     Args:
         backbone: configuration or variant name.
-        weights: checkpoint file, ``embedded`` or ``hf://`` reference; None leaves random weights, which are always
+        weights: checkpoint file or ``hf://`` reference; None leaves random weights, which are always
             the same ones, so that an adapter trained on them still fits in the next process.
 
     Raises:

@@ -2,8 +2,8 @@
 
 A model that starts from nothing needs many clicks on many objects more than it needs sharp edges. The image is encoded
 once for all its objects, and errors are looked for on the low-resolution grid, where a cell of 4^3 voxels counts as
-object where more than half of it is. That makes a click about ten times cheaper than on the patch grid; the click's
-voxel is still exact: it is drawn inside the cell, from the voxels that really are what the click says.
+object where more than half of it is. A click then costs little beside the encoder; its voxel is still exact: it is
+drawn inside the cell, from the voxels that really are what the click says.
 """
 
 from __future__ import annotations
