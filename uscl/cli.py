@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             _run_tool(command, rest)
     except InputError as error:
-        print(f"uscl: error: {_reason(error)}", file=sys.stderr)  # noqa: T201 (this is the user interface)
+        sys.stderr.write(f"uscl: error: {_reason(error)}\n")
         return 2
     return 0
 

@@ -56,8 +56,8 @@ class VolumeDataModule(LightningDataModule):
     def __init__(
         self,
         root: str,
-        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
-        sampling: PatchSampling = PatchSampling(),  # noqa: B008 (frozen)
+        preprocessing: Preprocessing = Preprocessing(),
+        sampling: PatchSampling = PatchSampling(),
         dataset: Literal["folder", "amos", "totalsegmentator", "brats"] = "folder",
         modality: str | None = None,
         classes: list[str] | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -153,7 +153,7 @@ class EveryObjectOnce(DistributedSampler[Any]):
     """
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
-        super().__init__(range(length), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        super().__init__(cast("Dataset[Any]", range(length)), num_replicas=world_size, rank=rank, shuffle=False)
         self.numbers = range(rank, length, world_size)
 
     def __iter__(self) -> Iterator[int]:

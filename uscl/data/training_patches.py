@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -127,7 +127,8 @@ class PatchNumbers(DistributedSampler[Any]):
     """
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
-        super().__init__(range(length), num_replicas=world_size, rank=rank, shuffle=False, drop_last=True)  # type: ignore[arg-type]
+        numbers = cast("Dataset[Any]", range(length))
+        super().__init__(numbers, num_replicas=world_size, rank=rank, shuffle=False, drop_last=True)
         self.length = length
 
     def __iter__(self) -> Iterator[int]:

@@ -7,8 +7,8 @@
 | not | empty | 0 | 0 | inf |
 
 nan means that there was nothing to find and nothing was found: such a case is counted apart, never averaged. inf is a
-miss: averages of hd95 are taken over the hits and shown with the number of misses, never over hits alone without
-    saying so.
+miss: averages of hd95 are taken over the hits and shown with the number of misses, never over hits alone without saying
+so.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class PhantomDataModule(VolumeDataModule):
     def __init__(
         self,
         root: str = "data/phantom/ultrasound",
-        study: SweepStudy = SweepStudy(),  # noqa: B008 (frozen)
+        study: SweepStudy = SweepStudy(),
         simulation_workers: int = 2,
         **options: Any,
     ) -> None:
@@ -65,7 +65,7 @@ class PhantomScansDataModule(VolumeDataModule):
         self,
         root: str,
         dataset: Literal["amos", "totalsegmentator", "brats"],
-        study: ScanStudy = ScanStudy(),  # noqa: B008 (frozen)
+        study: ScanStudy = ScanStudy(),
         simulation_workers: int = 2,
         **options: Any,
     ) -> None:

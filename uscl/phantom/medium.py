@@ -63,8 +63,9 @@ class Medium:
     def sample(self, start: Tensor, step: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Structures along rays.
 
-        Near a boundary the structure with the largest weight among the 27 voxels around counts (a Gaussian of 0.7
-        voxels), which draws smooth edges through the steps of the grid; beyond the grid its outermost voxels go on.
+        Near a boundary the nearest voxel's structure and the one across its nearest face are weighed over the 27
+        voxels around (a Gaussian of 0.7 voxels) and the heavier counts, which draws smooth edges through the steps of
+        the grid; beyond the grid its outermost voxels go on.
 
         Args:
             start: where each ray begins, mm [..., 3].

@@ -57,8 +57,25 @@ class Curriculum:
         return shapes, smallest
 
 
+ATTEMPTS = 100
+"""Worlds drawn for one patch before it is given up: an object worth clicking on is in nearly every one."""
+SHUFFLED = 64
+"""Images among which the uses of one image are spread."""
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    world: World
+    names: list[str]
+    image: NDArray[np.float16]
+
+
 class RenderedPatches(Dataset[dict[str, Any]]):
     """Patch n of the stream: the same whoever asks for it and whenever.
+
+    An image takes longer to render than a small model to learn from, so each is used several times, with other objects
+    and other flips, spread over the patches of :data:`SHUFFLED` images. Readers keep that many images; more than one
+    worker therefore renders some of them more than once.
 
     Args:
         torsos: files of anatomies.
@@ -67,14 +84,17 @@ class RenderedPatches(Dataset[dict[str, Any]]):
         objects: K, objects per patch; one that has fewer repeats them.
         curriculum: what comes when.
         seed: of the stream.
+        uses: of every image.
     """
 
     def __init__(
         self, torsos: tuple[Path, ...], heads: tuple[Path, ...], preprocessing: Preprocessing, objects: int,
-        curriculum: Curriculum, seed: int,
+        curriculum: Curriculum, seed: int, uses: int = 1,
     ) -> None:  # fmt: skip
         self.torsos, self.heads = torsos, heads
         self.preprocessing, self.objects, self.curriculum, self.seed = preprocessing, objects, curriculum, seed
+        self.uses = uses
+        self._kept: dict[int, _Rendered] = {}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Patch ``number``.
@@ -83,30 +103,48 @@ class RenderedPatches(Dataset[dict[str, Any]]):
             ``image`` float32 [1, S, S, S]; ``target`` bool [K, S, S, S]; ``semantic`` int64 [g, g, g] with g = S / 8,
             the structure in the middle of every cell of 8^3 voxels, or :data:`IGNORED`.
         """
-        shapes, smallest = self.curriculum.at(number)
+        rendered = self._rendered(self.image_of(number))
+        world, names = rendered.world, rendered.names
+        random = np.random.default_rng(derive_seed("pretraining patch", self.seed, number))
+        chosen = [names[i] for i in random.permutation(len(names))][: self.objects]
+        chosen += [chosen[int(random.integers(len(chosen)))] for _ in range(self.objects - len(chosen))]
+        masks = np.stack([world.mask(name) for name in chosen])
+        flips = tuple(axis for axis in range(3) if random.random() < 0.15)
+        image = np.flip(rendered.image, flips).astype(np.float32)
+        semantic = np.flip(world.structure, flips)[4::8, 4::8, 4::8].astype(np.int64)
+        return {
+            "image": torch.from_numpy(image)[None],
+            "target": torch.from_numpy(np.ascontiguousarray(np.flip(masks, tuple(1 + axis for axis in flips)))),
+            "semantic": torch.from_numpy(semantic) if world.anatomical else torch.full(semantic.shape, IGNORED),
+        }
+
+    def image_of(self, number: int) -> int:
+        """Number of the image that patch ``number`` shows."""
+        block, position = divmod(number, SHUFFLED * self.uses)
+        turn, position = divmod(position, SHUFFLED)
+        order = np.random.default_rng(derive_seed("pretraining order", self.seed, block, turn)).permutation(SHUFFLED)
+        return block * SHUFFLED + int(order[position])
+
+    def _rendered(self, image: int) -> _Rendered:
+        if image not in self._kept:
+            self._kept[image] = self._render(image)
+            if len(self._kept) > SHUFFLED:
+                del self._kept[next(iter(self._kept))]
+        return self._kept[image]
+
+    def _render(self, image: int) -> _Rendered:
+        shapes, smallest = self.curriculum.at(image * self.uses)
         voxel_ml = float(np.prod(self.preprocessing.spacing)) / 1000
-        attempt = 0
-        while True:
-            random = np.random.default_rng(derive_seed("pretraining patch", self.seed, number, attempt))
+        for attempt in range(ATTEMPTS):
+            random = np.random.default_rng(derive_seed("pretraining image", self.seed, image, attempt))
             world = self._world(random, shapes)
             names = _worth_clicking(world, smallest / voxel_ml)
             if names:
-                break
-            attempt += 1
-        chosen = [names[i % len(names)] for i in random.permutation(len(names))][: self.objects]
-        chosen += [chosen[int(random.integers(len(chosen)))] for _ in range(self.objects - len(chosen))]
-        image = render(world, random)
-        image = self.preprocessing.normalise(image, (0, 0, 0), (image.shape[0],) * 3)
-        masks = np.stack([world.mask(name) for name in chosen])
-        flips = tuple(axis for axis in range(3) if random.random() < 0.15)
-        semantic = np.flip(world.structure, flips)[4::8, 4::8, 4::8].astype(np.int64)
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(np.flip(image, flips)))[None],
-            "target": torch.from_numpy(np.ascontiguousarray(np.flip(masks, tuple(1 + axis for axis in flips)))),
-            "semantic": torch.from_numpy(np.ascontiguousarray(semantic))
-            if world.anatomical
-            else torch.full(semantic.shape, IGNORED),
-        }
+                shown = render(world, random)
+                shown = self.preprocessing.normalise(shown, (0, 0, 0), (shown.shape[0],) * 3)
+                return _Rendered(world, names, shown.astype(np.float16))
+        raise InputError(f"data: no object of {smallest:.1f} ml or more in {ATTEMPTS} patches of "
+                         f"{self.preprocessing.patch_size} voxels; lower curriculum.smallest_ml")  # fmt: skip
 
     def _world(self, random: np.random.Generator, shapes: float) -> World:
         size, spacing = self.preprocessing.patch_size, self.preprocessing.spacing[0]
@@ -181,6 +219,7 @@ class PretrainDataModule(LightningDataModule):
         curriculum: what comes when.
         objects: clicked objects per patch.
         batch_size: patches per step and process.
+        uses: of every rendered image.
         patches_per_epoch: over all processes.
         val_patches: with one object each.
         workers: processes that render.
@@ -192,56 +231,54 @@ class PretrainDataModule(LightningDataModule):
         torsos: int = 160,
         heads: int = 80,
         seed: int = 0,
-        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
+        preprocessing: Preprocessing = Preprocessing(),
         curriculum: Curriculum = Curriculum(),
         objects: int = 6,
         batch_size: int = 4,
+        uses: int = 3,
         patches_per_epoch: int = 400,
         val_patches: int = 32,
         workers: int = 1,
     ) -> None:
         super().__init__()
-        if min(torsos, heads, objects, batch_size, val_patches) < 1 or patches_per_epoch < batch_size:
-            raise InputError("data: torsos, heads, objects, batch_size and val_patches must be at least 1, and "
+        if min(torsos, heads, objects, batch_size, uses, val_patches) < 1 or patches_per_epoch < batch_size:
+            raise InputError("data: torsos, heads, objects, batch_size, uses and val_patches must be at least 1, and "
                              "patches_per_epoch at least batch_size")  # fmt: skip
+        if len(set(preprocessing.spacing)) != 1:
+            raise InputError("data: rendered patches are cubes of cubes; preprocessing.spacing must be the same along "
+                             f"every axis, found {list(preprocessing.spacing)}")  # fmt: skip
         self.root, self.torsos, self.heads, self.seed = root, torsos, heads, seed
         self.preprocessing, self.curriculum, self.objects = preprocessing, curriculum, objects
-        self.batch_size, self.patches_per_epoch = batch_size, patches_per_epoch
+        self.batch_size, self.uses, self.patches_per_epoch = batch_size, uses, patches_per_epoch
         self.val_patches, self.workers = val_patches, workers
 
     def prepare_data(self) -> None:
         """Builds the anatomies; Lightning calls this on one process per machine."""
-        build_anatomies(Path(self.root), self.torsos, self.heads, self.seed, self.workers + 1)
-        build_anatomies(Path(self.root), self._held_out(self.torsos), self._held_out(self.heads), self._held_seed,
-                        self.workers + 1)  # fmt: skip
+        for held_out in (False, True):
+            self._anatomies(held_out)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Patches of the epoch, shared out by process."""
-        files = build_anatomies(Path(self.root), self.torsos, self.heads, self.seed, 1)
-        patches = self._patches(files, self.objects, self.curriculum, self.seed)
+        patches = RenderedPatches(*self._anatomies(False), self.preprocessing, self.objects, self.curriculum,
+                                  self.seed, self.uses)  # fmt: skip
         trainer = cast(Trainer, self.trainer)
         sampler = PatchNumbers(self.patches_per_epoch, trainer.global_rank, trainer.world_size)
         return DataLoader(patches, self.batch_size, sampler=sampler, num_workers=self.workers, drop_last=True,
                           persistent_workers=self.workers > 0)  # fmt: skip
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Patches of anatomies that training never meets, at the end of the curriculum."""
-        files = build_anatomies(Path(self.root), self._held_out(self.torsos), self._held_out(self.heads),
-                                self._held_seed, 1)  # fmt: skip
+        """Patches of anatomies that training never meets, at the end of the curriculum, with one object each."""
         late = Curriculum(1, (0.0, 0.0), (5.0, 5.0))
-        patches = self._patches(files, 1, late, self._held_seed)
-        numbers = range(1, 1 + self.val_patches)
-        return DataLoader(patches, 1, sampler=list(numbers), num_workers=self.workers)
+        patches = RenderedPatches(*self._anatomies(True), self.preprocessing, 1, late, self._held_seed)
+        return DataLoader(patches, 1, sampler=list(range(1, 1 + self.val_patches)), num_workers=self.workers)
+
+    def _anatomies(self, held_out: bool) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+        """Files of torsos and heads; those held out are an eighth as many."""
+        torsos, heads = (max(1, n // 8) if held_out else n for n in (self.torsos, self.heads))
+        seed = self._held_seed if held_out else self.seed
+        files = build_anatomies(Path(self.root), torsos, heads, seed, self.workers + 1)
+        return tuple(files[0]), tuple(files[1])
 
     @property
     def _held_seed(self) -> int:
         return derive_seed("held out", self.seed)
-
-    @staticmethod
-    def _held_out(count: int) -> int:
-        return max(1, count // 8)
-
-    def _patches(
-        self, files: tuple[list[Path], list[Path]], objects: int, curriculum: Curriculum, seed: int
-    ) -> RenderedPatches:
-        return RenderedPatches(tuple(files[0]), tuple(files[1]), self.preprocessing, objects, curriculum, seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -42,10 +42,10 @@ class Patient(NamedTuple):
         return f"{self.split}{self.number:03d}"
 
 
-class Written(NamedTuple):
-    """One case on disk: its name, whose it is, and what the layout wants to remember of it."""
+class StudyCase(NamedTuple):
+    """One case of a study: its name, whose it is, and what the layout wants to remember of it."""
 
-    case: str
+    name: str
     patient: Patient
     facts: dict[str, Any]
 
@@ -64,16 +64,19 @@ class Layout:
 
     Attributes:
         name: as the command line calls it.
-        simulate: writes the missing cases of a patient below a folder.
+        cases: a patient's cases.
+        simulate: writes some cases of one patient below a folder; yields each with what was drawn for it, once all of
+            it is on disk.
         finish: writes what lists all cases.
         preview: reads one case back.
         label_names: of the ids that previews show.
     """
 
     name: str
-    simulate: Callable[[Path, Any, Patient], list[Written]]
-    finish: Callable[[Path, Any, Sequence[Written]], None]
-    preview: Callable[[Path, Written], Preview]
+    cases: Callable[[Any, Patient], list[StudyCase]]
+    simulate: Callable[[Path, Any, Sequence[StudyCase]], Iterator[tuple[StudyCase, dict[str, Any]]]]
+    finish: Callable[[Path, Any, Sequence[StudyCase]], None]
+    preview: Callable[[Path, StudyCase], Preview]
     label_names: dict[int, str]
 
 
@@ -97,18 +100,28 @@ def simulate_study(layout: Layout, out: str | Path, settings: Any, workers: int 
     if (folder / CONTACT_SHEET).is_file():  # written last
         return folder
     patients = all_patients(settings.patients)
-    simulate = partial(layout.simulate, folder, settings)
+    simulate = partial(simulate_patient, layout, folder, settings)
     told = f"Simulating {len(patients)} patients"
-    done: Iterable[list[Written]]
+    done: Iterable[list[StudyCase]]
     if workers > 1:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
             done = list(track(pool.map(simulate, patients), told, total=len(patients)))
     else:
         done = [simulate(patient) for patient in track(patients, told)]
-    cases = [case for written in done for case in written]
+    cases = [case for of_patient in done for case in of_patient]
     layout.finish(folder, settings, cases)
     _write_contact_sheet(folder, layout, cases)
     return folder
+
+
+def simulate_patient(layout: Layout, folder: Path, settings: Any, patient: Patient) -> list[StudyCase]:
+    """Writes what is still missing of a patient; returns all of the patient's cases."""
+    cases = layout.cases(settings, patient)
+    missing = [case for case in cases if not _note_of(folder, case).is_file()]
+    if missing:
+        for case, drawn in layout.simulate(folder, settings, missing):
+            _write_note(folder, case, drawn)
+    return cases
 
 
 def all_patients(count: int) -> list[Patient]:
@@ -125,14 +138,13 @@ def all_patients(count: int) -> list[Patient]:
     return [Patient(split, number, position) for position, (split, number) in enumerate(places)]
 
 
-def note_of(folder: Path, case: str) -> Path:
+def _note_of(folder: Path, case: StudyCase) -> Path:
     """Where a case's parameters are noted; the file's presence says that the case is complete."""
-    return folder / "parameters" / f"{case}.json"
+    return folder / "parameters" / f"{case.name}.json"
 
 
-def write_note(folder: Path, case: str, drawn: dict[str, Any]) -> None:
-    """Notes what was drawn for a case, once everything else of it is on disk."""
-    note = note_of(folder, case)
+def _write_note(folder: Path, case: StudyCase, drawn: dict[str, Any]) -> None:
+    note = _note_of(folder, case)
     note.parent.mkdir(parents=True, exist_ok=True)
     partial_note = note.with_suffix(".partial")
     partial_note.write_text(json.dumps(drawn) + "\n", encoding="utf-8")
@@ -155,7 +167,7 @@ def _claim(folder: Path, layout: Layout, settings: Any) -> None:
     note.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_contact_sheet(folder: Path, layout: Layout, cases: Sequence[Written], most: int = 12) -> None:
+def _write_contact_sheet(folder: Path, layout: Layout, cases: Sequence[StudyCase], most: int = 12) -> None:
     """One slice of up to twelve cases with the outlines of their labels."""
     from matplotlib.figure import Figure
 
@@ -174,7 +186,7 @@ def _write_contact_sheet(folder: Path, layout: Layout, cases: Sequence[Written],
             colour = named.setdefault(label_id, COLOURS[len(named) % len(COLOURS)])
             mask = np.equal(shown.label, label_id).astype(float)
             axis.contour(mask, levels=[0.5], colors=[colour], linewidths=0.9)
-        axis.set_title(case.case, size=8)
+        axis.set_title(case.name, size=8)
     handles = [_swatch(colour, layout.label_names[label_id]) for label_id, colour in named.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=7, frameon=False)
     figure.suptitle("Simulated, not patients", size=9)

@@ -5,8 +5,8 @@ near z = 0. Organs are implicit shapes with smooth noise on their surfaces; thos
 cut at exactly the voxels that make up the volume that was drawn.
 
 Ranges: liver 1.35-2.2 l, spleen 105-450 ml, kidneys 9-13 cm and 120-260 ml, ribs 22-27 mm apart and 7-9 mm high,
-    abdominal
-wall 15-35 mm, diaphragm 3-5 mm (textbook values; medians of the Learn2Reg abdomen label maps lie inside them).
+abdominal wall 15-35 mm, diaphragm 3-4.5 mm (textbook values; medians of the Learn2Reg abdomen label maps lie inside
+them).
 """
 
 from __future__ import annotations
@@ -253,9 +253,8 @@ def _great_vessels(canvas: Canvas, belly: Array, trunk: Trunk) -> Array:
     aorta = np.hypot(canvas.x - random.uniform(8, 16), canvas.y - front) < random.uniform(8, 11)
     cava = np.hypot(canvas.x + random.uniform(16, 24), canvas.y - front) < random.uniform(8, 12)
     gullet = (np.hypot(canvas.x - 4, canvas.y - front + 18) < 8) & (canvas.z > -50)
-    body = canvas.structure >= 0
     for mask, structure in ((aorta, Structure.AORTA), (cava, Structure.VENA_CAVA), (gullet, Structure.OESOPHAGUS)):
-        canvas.paint(belly & body & mask, structure)
+        canvas.paint(belly & mask, structure)
     return np.broadcast_to(aorta | cava | gullet, canvas.shape)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def pretraining_rollout(
     count = int(torch.randint(clicks.fewest, clicks.most + 1, (1,), generator=generator))
     accumulate = float(torch.rand(1, generator=generator)) < clicks.all_shown
     objects = target.flatten(0, 1)
-    share = F.avg_pool3d(objects[:, None].float(), objects.shape[1] // model.config.mask_size)[:, 0]
+    share = _share_of_cells(objects, model.config.mask_size)
     wanted = share > 0.5
     low = embedding.new_zeros(len(objects), 1, *share.shape[1:])
     coords = torch.zeros(len(objects), 0, 3, dtype=torch.long, device=objects.device)
@@ -126,6 +127,28 @@ def _dice(low: Tensor, wanted: Tensor) -> Tensor:
     return (2 * both / either.clamp_min(1)).mean()
 
 
+def _share_of_cells(objects: Tensor, grid: int) -> Tensor:
+    """The share of every cell that is object [N, m, m, m], of masks [N, S, S, S].
+
+    Adds up bytes, axis by axis: a float copy of all masks costs as much as decoding them.
+    """
+    edge = objects.shape[1] // grid
+    count = objects.to(torch.uint8) if edge**3 <= 255 else objects.int()
+    for axis in (1, 2, 3):
+        count = reduce(torch.add, count.unflatten(axis, (grid, edge)).unbind(axis + 1))
+    return count.float() / edge**3
+
+
+def _draw(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """An index [N] for every row of weights [N, n], in proportion to them; every row needs one above 0.
+
+    One random number a row: ``torch.multinomial`` draws as many as there are weights.
+    """
+    below = weight.cpu().double().cumsum(1)
+    at = torch.rand(len(weight), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
+    return torch.searchsorted(below, at, right=True)[:, 0].clamp_max(weight.shape[1] - 1).to(weight.device)
+
+
 def _click(
     objects: Tensor, wrong: Tensor, wanted: Tensor | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -139,12 +162,11 @@ def _click(
     """
     grid, rows = wrong.shape[1], torch.arange(len(objects), device=objects.device)
     edge = objects.shape[1] // grid
-    cell = torch.multinomial(wrong.flatten(1).cpu(), 1, generator=generator)[:, 0].to(objects.device)
+    cell = _draw(wrong.flatten(1), generator)
     corner = [cell // grid ** (2 - axis) % grid for axis in range(3)]
     is_object = torch.ones_like(rows, dtype=torch.bool) if wanted is None else wanted[rows, *corner]
     split = objects.reshape(len(objects), grid, edge, grid, edge, grid, edge)
     inside = split[rows, corner[0], :, corner[1], :, corner[2]].flatten(1)
-    fitting = (inside == is_object[:, None]).float().cpu()
-    voxel = torch.multinomial(fitting, 1, generator=generator)[:, 0].to(objects.device)
+    voxel = _draw((inside == is_object[:, None]).float(), generator)
     coords = [c * edge + voxel // edge ** (2 - axis) % edge for axis, c in enumerate(corner)]
     return torch.stack(coords, dim=1), is_object.long()

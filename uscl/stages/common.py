@@ -1,16 +1,15 @@
-"""What both stages do the same way: optimisers, announcing the trunk, fitting the data to the model."""
+"""What the stages do the same way: optimisers, announcing the trunk, fitting the data to the model."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
 from torch.optim import AdamW
 
 from uscl.backbone import RANDOM_WEIGHTS, Trunk
@@ -24,24 +23,30 @@ def configure_optimizers(
     optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
     interval: Literal["epoch", "step"] = "epoch",
-    groups: Mapping[float, Sequence[nn.Parameter]] | None = None,
+    groups: Sequence[dict[str, Any]] | None = None,
 ) -> OptimizerLRScheduler:
     """Builds the optimiser over what is trainable; the scheduler, if any, steps once per ``interval``.
 
     Without an optimiser it is AdamW as SAM-Med3D trains its encoder: learning rate 8e-4, betas 0.9 and 0.999, weight
     decay 0.1.
 
+    Args:
+        module: what trains.
+        optimizer: makes it from parameter groups.
+        lr_scheduler: makes it from the optimiser.
+        interval: between two steps of the scheduler.
+        groups: parameter groups; ``factor`` multiplies the learning rate of a group. None is one group of everything.
+
     Raises:
         InputError: nothing is trainable.
     """
-    if groups is None:
-        groups = {1.0: list(module.parameters())}
-    parameters = [{"params": [p for p in members if p.requires_grad]} for members in groups.values()]
-    if not any(group["params"] for group in parameters):
+    given = [{"params": list(module.parameters())}] if groups is None else groups
+    trainable = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in given]
+    if not any(group["params"] for group in trainable):
         raise InputError("nothing is trainable; set model.lora, e.g. --model.lora.rank 32")
-    built = optimizer(parameters) if optimizer else AdamW(parameters, lr=8e-4, betas=(0.9, 0.999), weight_decay=0.1)
-    for group, factor in zip(built.param_groups, groups, strict=True):
-        group["lr"] *= factor
+    built = optimizer(trainable) if optimizer else AdamW(trainable, lr=8e-4, betas=(0.9, 0.999), weight_decay=0.1)
+    for group in built.param_groups:
+        group["lr"] *= group.get("factor", 1.0)
     if lr_scheduler is None:
         return built
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": interval}}

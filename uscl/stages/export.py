@@ -8,7 +8,9 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from uscl.backbone import save_weights
+from uscl.stages.lora_seg import LoRASegModule
 from uscl.stages.pretrain import PretrainModule
+from uscl.stages.vcl_pretrain import VCLPretrainModule
 from uscl.tuning import save_adapter
 
 log = logging.getLogger(__name__)
@@ -19,8 +21,8 @@ class AdapterExport(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the adapter as it stands."""
-        if _writes(trainer) and hasattr(pl_module, "adapter"):
-            save_adapter(_file(trainer, "adapter"), pl_module.adapter())  # type: ignore[operator]
+        if _writes(trainer) and isinstance(pl_module, VCLPretrainModule | LoRASegModule):
+            save_adapter(_file(trainer, "adapter"), pl_module.adapter())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says where it is."""
@@ -41,7 +43,7 @@ class WeightsExport(Callback):
 
 
 def _writes(trainer: Trainer) -> bool:
-    return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
 
 
 def _file(trainer: Trainer, name: str) -> Path:

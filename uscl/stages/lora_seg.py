@@ -55,8 +55,8 @@ class LoRASegModule(LightningModule):
         weights: str | None = None,
         adapter: str | None = None,
         vcl_adapter: str | None = None,
-        lora: LoRA | None = LoRA(),  # noqa: B008 (frozen)
-        clicks: TrainingClicks = TrainingClicks(),  # noqa: B008 (frozen)
+        lora: LoRA | None = LoRA(),
+        clicks: TrainingClicks = TrainingClicks(),
         val_clicks: tuple[int, ...] = (1, 5),
         test_clicks: tuple[int, ...] = (1, 3, 5, 10),
         optimizer: OptimizerCallable | None = None,

@@ -20,6 +20,10 @@ from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
 from uscl.prompting.pretraining import PretrainingClicks, pretraining_rollout, soft_dice_bce
 from uscl.seeds import derive_seed, seeded_draw
 from uscl.stages.common import configure_optimizers, data_preprocessing
+from uscl.stages.muon import MATRICES, is_hidden_matrix
+
+SEMANTIC_CLASSES = 64
+"""Structure ids lie below this."""
 
 
 class DenseHead(nn.Module):
@@ -112,10 +116,10 @@ class PretrainModule(LightningModule):
         clicks: how clicks are simulated.
         balanced_steps: over so many steps the cross-entropy goes from balanced to plain.
         semantic_weight: weight of naming structures.
-        semantic_classes: structures to tell apart.
         intensity_weight: weight of repeating intensities.
         val_clicks: numbers of clicks after which validation looks at Dice.
-        optimizer: null is AdamW with SAM-Med3D's settings.
+        optimizer: null is AdamW with SAM-Med3D's settings; :class:`~uscl.stages.muon.MuonAdamW` needs a third of the
+            steps.
         lr_scheduler: stepped after every step, not every epoch.
         seed: of the clicks.
     """
@@ -124,10 +128,9 @@ class PretrainModule(LightningModule):
         self,
         backbone: SamMed3DConfig | str = "mini",
         weights: str | None = None,
-        clicks: PretrainingClicks = PretrainingClicks(),  # noqa: B008 (frozen)
+        clicks: PretrainingClicks = PretrainingClicks(),
         balanced_steps: int = 300,
         semantic_weight: float = 0.5,
-        semantic_classes: int = 64,
         intensity_weight: float = 0.3,
         val_clicks: tuple[int, ...] = (1, 3, 5),
         optimizer: OptimizerCallable | None = None,
@@ -144,7 +147,7 @@ class PretrainModule(LightningModule):
         if weights is None:
             point_attention_at_clicks(self.net)
         config = self.net.config
-        self.dense = DenseHead(config.prompt_dim, semantic_classes, config.patch_size)
+        self.dense = DenseHead(config.prompt_dim, SEMANTIC_CLASSES, config.patch_size)
 
     def on_fit_start(self) -> None:
         """Checks the data against the model before the first step."""
@@ -186,9 +189,13 @@ class PretrainModule(LightningModule):
                     self.log(name, dice, prog_bar=name == "val/dice", batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Over everything; a layer with many inputs learns more slowly (:func:`learning_rate_factor`)."""
-        groups: dict[float, list[nn.Parameter]] = {}
+        """Over everything: hidden matrices apart; other layers with many inputs learn more slowly."""
+        members: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for module in self.modules():
             for parameter in module.parameters(recurse=False):
-                groups.setdefault(learning_rate_factor(module, parameter), []).append(parameter)
+                matrix = is_hidden_matrix(module, parameter)
+                key = (matrix, 1.0 if matrix else learning_rate_factor(module, parameter))
+                members.setdefault(key, []).append(parameter)
+        groups = [{"params": parameters, MATRICES: matrix, "factor": factor}
+                  for (matrix, factor), parameters in members.items()]  # fmt: skip
         return configure_optimizers(self, self.optimizer, self.lr_scheduler, "step", groups)

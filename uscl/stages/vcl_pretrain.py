@@ -48,8 +48,8 @@ class VCLPretrainModule(LightningModule):
         self,
         backbone: SamMed3DConfig | str = "vit_b_ori",
         weights: str | None = None,
-        lora: LoRA = LoRA(modules="encoder"),  # noqa: B008 (frozen)
-        subvolumes: SubVolumes = SubVolumes(),  # noqa: B008 (frozen)
+        lora: LoRA = LoRA(modules="encoder"),
+        subvolumes: SubVolumes = SubVolumes(),
         head_hidden_dim: int = 2048,
         head_out_dim: int = 2048,
         head_norm: Literal["batch", "layer"] = "batch",

@@ -93,7 +93,8 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     try:
         with safe_open(file, framework="pt") as stream:
             metadata = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+            names = stream.keys()
+            tensors = {name: stream.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a readable adapter file ({error}); make it again with `uscl fit`") from error
     if metadata.get("format") != FORMAT:

@@ -14,26 +14,23 @@ Bladder and prostate lie below what the phantom covers and do not occur.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uscl.data.datasets.amos import LABEL_NAMES as PUBLISHED_NAMES
 from uscl.data.volume import read_image, read_label, write_volume
 from uscl.phantom.ct import PHASES, render_ct
-from uscl.phantom.layouts.scans import ScanStudy, as_stored, labels_of, scanned_torso
+from uscl.phantom.layouts.scans import ScanStudy, as_stored, is_mr, labels_of, scanned_torso
 from uscl.phantom.mr import render_mr
 from uscl.phantom.structures import Structure
-from uscl.phantom.study import Layout, Patient, Preview, Written, note_of, write_note
+from uscl.phantom.study import Layout, Patient, Preview, StudyCase
 from uscl.seeds import derive_seed
 
-LABEL_NAMES = {
-    1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gall bladder", 5: "esophagus", 6: "liver", 7: "stomach",
-    8: "arota", 9: "postcava", 10: "pancreas", 11: "right adrenal gland", 12: "left adrenal gland", 13: "duodenum",
-    14: "bladder", 15: "prostate/uterus",
-}  # fmt: skip
-"""As AMOS's dataset.json spells them, its "arota" included."""
+LABEL_NAMES = PUBLISHED_NAMES | {8: "arota"}
+"""As AMOS's own dataset.json spells them."""
 
 _S = Structure
 LABEL_OF: dict[Structure, int] = {
@@ -44,20 +41,24 @@ LABEL_OF: dict[Structure, int] = {
 }  # fmt: skip
 
 
-def simulate(folder: Path, settings: ScanStudy, patient: Patient) -> list[Written]:
-    """Writes one patient's scan: two of three are CT, the third is MR."""
-    mr = patient.position % 3 == 2
-    name = f"amos_{(507 if mr else 1) + patient.position:04d}"
-    written = [Written(name, patient, {"modality": "MR" if mr else "CT"})]
-    if note_of(folder, name).is_file():
-        return written
+def cases(settings: ScanStudy, patient: Patient) -> list[StudyCase]:
+    """One scan per patient."""
+    return [StudyCase(f"amos_{(507 if is_mr(patient) else 1) + patient.position:04d}", patient, {})]
+
+
+def simulate(
+    folder: Path, settings: ScanStudy, missing: Sequence[StudyCase]
+) -> Iterator[tuple[StudyCase, dict[str, Any]]]:
+    """Writes one patient's scan."""
+    (case,) = missing
+    patient = case.patient
     seed = derive_seed("amos", settings.seed, patient.split, patient.number)
     random = np.random.default_rng(seed)
     in_plane = float(random.uniform(1.2, 1.8))
     spacing = (in_plane, in_plane, float(random.uniform(2.0, 5.0)))
     anatomy = scanned_torso(seed, spacing)
     image: Any
-    if mr:
+    if is_mr(patient):
         image, drawn = render_mr(anatomy, "t1" if random.random() < 0.5 else "t2", random)
     else:
         image, drawn = render_ct(anatomy, PHASES[int(random.integers(3))], random)
@@ -65,16 +66,15 @@ def simulate(folder: Path, settings: ScanStudy, patient: Patient) -> list[Writte
     side = "Va" if patient.split == "test" else "Tr"
     for kind, values in (("images", image), ("labels", labels)):
         volume = as_stored(values, spacing, anatomy.origin)
-        write_volume(folder / f"{kind}{side}" / f"{name}.nii.gz", volume, overwrite=True)
-    write_note(folder, name, {"patient": anatomy.parameters, "spacing_mm": spacing, **drawn})
-    return written
+        write_volume(folder / f"{kind}{side}" / f"{case.name}.nii.gz", volume, overwrite=True)
+    yield case, {"patient": anatomy.parameters, "spacing_mm": spacing, **drawn}
 
 
-def finish(folder: Path, settings: ScanStudy, cases: Sequence[Written]) -> None:
+def finish(folder: Path, settings: ScanStudy, cases: Sequence[StudyCase]) -> None:
     """Writes dataset.json."""
 
     def listed(side: str, wanted: bool) -> list[dict[str, str]]:
-        names = [case.case for case in cases if (case.patient.split == "test") == wanted]
+        names = [case.name for case in cases if (case.patient.split == "test") == wanted]
         return [{"image": f"./images{side}/{n}.nii.gz", "label": f"./labels{side}/{n}.nii.gz"} for n in names]
 
     description = {
@@ -85,10 +85,10 @@ def finish(folder: Path, settings: ScanStudy, cases: Sequence[Written]) -> None:
     (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def preview(folder: Path, case: Written) -> Preview:
+def preview(folder: Path, case: StudyCase) -> Preview:
     """The slice with most labels."""
     side = "Va" if case.patient.split == "test" else "Tr"
-    return largest_slice(folder / f"images{side}/{case.case}.nii.gz", folder / f"labels{side}/{case.case}.nii.gz")
+    return largest_slice(folder / f"images{side}/{case.name}.nii.gz", folder / f"labels{side}/{case.name}.nii.gz")
 
 
 def largest_slice(image_file: Path, label_file: Path) -> Preview:
@@ -100,4 +100,4 @@ def largest_slice(image_file: Path, label_file: Path) -> Preview:
     return Preview(np.clip(shown, low, high), label[::-1, ::-1, k].T, image.spacing[1] / image.spacing[0])
 
 
-LAYOUT = Layout("amos", simulate, finish, preview, LABEL_NAMES)
+LAYOUT = Layout("amos", cases, simulate, finish, preview, LABEL_NAMES)

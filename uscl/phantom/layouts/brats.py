@@ -12,7 +12,7 @@ tumour. BraTS leaves the split to its users, and so does this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from uscl.phantom.brain import build_brain
 from uscl.phantom.layouts.scans import ScanStudy, labels_of
 from uscl.phantom.mr import Contrast, render_mr
 from uscl.phantom.structures import Structure
-from uscl.phantom.study import Layout, Patient, Preview, Written, note_of, write_note
+from uscl.phantom.study import Layout, Patient, Preview, StudyCase
 from uscl.seeds import derive_seed
 
 LABEL_NAMES = {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}
@@ -33,12 +33,17 @@ SUFFIXES: dict[str, Contrast] = {"t1n": "t1", "t1c": "t1c", "t2w": "t2", "t2f": 
 SHAPE = (240, 240, 155)
 
 
-def simulate(folder: Path, settings: ScanStudy, patient: Patient) -> list[Written]:
+def cases(settings: ScanStudy, patient: Patient) -> list[StudyCase]:
+    """One time point per patient."""
+    return [StudyCase(f"BraTS-GLI-{patient.position:05d}-000", patient, {})]
+
+
+def simulate(
+    folder: Path, settings: ScanStudy, missing: Sequence[StudyCase]
+) -> Iterator[tuple[StudyCase, dict[str, Any]]]:
     """Writes one patient's four contrasts and the tumour."""
-    name = f"BraTS-GLI-{patient.position:05d}-000"
-    written = [Written(name, patient, {})]
-    if note_of(folder, name).is_file():
-        return written
+    (case,) = missing
+    name, patient = case.name, case.patient
     seed = derive_seed("brats", settings.seed, patient.split, patient.number)
     random = np.random.default_rng(seed)
     whole = build_brain(seed)
@@ -50,8 +55,7 @@ def simulate(folder: Path, settings: ScanStudy, patient: Patient) -> list[Writte
         image = np.where(stripped > 0, image, 0).astype(np.int16)
         _write(folder / name / f"{name}-{suffix}.nii.gz", image)
     _write(folder / name / f"{name}-seg.nii.gz", labels_of(anatomy, LABEL_OF))
-    write_note(folder, name, drawn)
-    return written
+    yield case, drawn
 
 
 def _write(path: Path, values: Array) -> None:
@@ -65,16 +69,16 @@ def _write(path: Path, values: Array) -> None:
     write_volume(path, Volume(out, (1.0, 1.0, 1.0), (0.0, -239.0, 0.0)), overwrite=True)
 
 
-def finish(folder: Path, settings: ScanStudy, cases: Sequence[Written]) -> None:
+def finish(folder: Path, settings: ScanStudy, cases: Sequence[StudyCase]) -> None:
     """BraTS has no file that lists its cases."""
 
 
-def preview(folder: Path, case: Written) -> Preview:
+def preview(folder: Path, case: StudyCase) -> Preview:
     """FLAIR on the slice with most tumour."""
-    image = read_image(folder / case.case / f"{case.case}-t2f.nii.gz")
-    label = read_label(folder / case.case / f"{case.case}-seg.nii.gz").array
+    image = read_image(folder / case.name / f"{case.name}-t2f.nii.gz")
+    label = read_label(folder / case.name / f"{case.name}-seg.nii.gz").array
     k = int((label > 0).sum((0, 1)).argmax())
     return Preview(image.array[:, :, k].T, label[:, :, k].T, 1.0)
 
 
-LAYOUT = Layout("brats", simulate, finish, preview, LABEL_NAMES)
+LAYOUT = Layout("brats", cases, simulate, finish, preview, LABEL_NAMES)

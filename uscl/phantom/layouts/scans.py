@@ -12,6 +12,7 @@ from uscl.data.volume import Array, Volume
 from uscl.phantom.canvas import Anatomy
 from uscl.phantom.medium import Medium
 from uscl.phantom.structures import Structure, lookup_table
+from uscl.phantom.study import Patient
 from uscl.phantom.torso import Pathology, TorsoAnatomy, build_torso, draw_pathology
 from uscl.seeds import derive_seed
 
@@ -27,6 +28,11 @@ class ScanStudy:
 
     patients: int = 6
     seed: int = 0
+
+
+def is_mr(patient: Patient) -> bool:
+    """Of three consecutive patients two get a CT and the third an MR."""
+    return patient.position % 3 == 2
 
 
 def scanned_torso(seed: int, spacing: tuple[float, float, float]) -> Anatomy:

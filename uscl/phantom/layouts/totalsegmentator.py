@@ -13,18 +13,19 @@ The phantom has 22 of the 117 classes; masks of the others are not written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uscl.data.datasets.totalsegmentator import FILES
 from uscl.data.volume import read_image, read_label, write_volume
 from uscl.phantom.ct import PHASES, render_ct
-from uscl.phantom.layouts.scans import ScanStudy, as_stored, scanned_torso
+from uscl.phantom.layouts.scans import ScanStudy, as_stored, is_mr, scanned_torso
 from uscl.phantom.mr import CONTRASTS, render_mr
 from uscl.phantom.structures import Structure
-from uscl.phantom.study import Layout, Patient, Preview, Written, note_of, write_note
+from uscl.phantom.study import Layout, Patient, Preview, StudyCase
 from uscl.seeds import derive_seed
 
 _S = Structure
@@ -56,44 +57,47 @@ CLASSES: dict[str, tuple[Structure, ...]] = {
 SPACING = (1.5, 1.5, 1.5)
 
 
-def simulate(folder: Path, settings: ScanStudy, patient: Patient) -> list[Written]:
-    """Writes one patient's scan: two of three are CT, the third is MR."""
-    mr = patient.position % 3 == 2
-    name = f"s{patient.position:04d}"
-    written = [Written(name, patient, {"file": "mri.nii.gz" if mr else "ct.nii.gz"})]
-    if note_of(folder, name).is_file():
-        return written
+def cases(settings: ScanStudy, patient: Patient) -> list[StudyCase]:
+    """One scan per patient."""
+    return [StudyCase(f"s{patient.position:04d}", patient, {"file": FILES["mr" if is_mr(patient) else "ct"]})]
+
+
+def simulate(
+    folder: Path, settings: ScanStudy, missing: Sequence[StudyCase]
+) -> Iterator[tuple[StudyCase, dict[str, Any]]]:
+    """Writes one patient's scan."""
+    (case,) = missing
+    patient = case.patient
     seed = derive_seed("totalsegmentator", settings.seed, patient.split, patient.number)
     random = np.random.default_rng(seed)
     anatomy = scanned_torso(seed, SPACING)
     image: Any
-    if mr:
+    if is_mr(patient):
         image, drawn = render_mr(anatomy, CONTRASTS[int(random.integers(3))], random)
     else:
         image, drawn = render_ct(anatomy, PHASES[int(random.integers(3))], random)
-    case = folder / name
-    write_volume(case / written[0].facts["file"], as_stored(image, SPACING, anatomy.origin), overwrite=True)
+    root = folder / case.name
+    write_volume(root / case.facts["file"], as_stored(image, SPACING, anatomy.origin), overwrite=True)
     for class_name, structures in CLASSES.items():
         mask = np.isin(anatomy.structure, structures).astype(np.uint8)
         volume = as_stored(mask, SPACING, anatomy.origin)
-        write_volume(case / "segmentations" / f"{class_name}.nii.gz", volume, overwrite=True)
-    write_note(folder, name, {"patient": anatomy.parameters, **drawn})
-    return written
+        write_volume(root / "segmentations" / f"{class_name}.nii.gz", volume, overwrite=True)
+    yield case, {"patient": anatomy.parameters, **drawn}
 
 
-def finish(folder: Path, settings: ScanStudy, cases: Sequence[Written]) -> None:
+def finish(folder: Path, settings: ScanStudy, cases: Sequence[StudyCase]) -> None:
     """Writes meta.csv."""
     lines = ["image_id;age;gender;institute;study_type;split"]
-    lines += [f"{case.case};;;phantom;{case.facts['file'][:2]} abdomen;{case.patient.split}" for case in cases]
+    lines += [f"{case.name};;;phantom;{case.facts['file'][:2]} abdomen;{case.patient.split}" for case in cases]
     (folder / "meta.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def preview(folder: Path, case: Written) -> Preview:
+def preview(folder: Path, case: StudyCase) -> Preview:
     """The slice with most liver."""
-    image = read_image(folder / case.case / case.facts["file"])
+    image = read_image(folder / case.name / case.facts["file"])
     label = np.zeros(image.shape, np.uint8)
     for label_id, class_name in PREVIEWED.items():
-        mask = read_label(folder / case.case / "segmentations" / f"{class_name}.nii.gz").array
+        mask = read_label(folder / case.name / "segmentations" / f"{class_name}.nii.gz").array
         label[mask > 0] = label_id
     k = int((label == 1).sum((0, 1)).argmax())
     shown = image.array[::-1, ::-1, k].T
@@ -102,4 +106,4 @@ def preview(folder: Path, case: Written) -> Preview:
 
 
 PREVIEWED = {1: "liver", 2: "spleen", 3: "kidney_right", 4: "kidney_left", 5: "stomach", 6: "pancreas", 7: "aorta"}
-LAYOUT = Layout("totalsegmentator", simulate, finish, preview, PREVIEWED)
+LAYOUT = Layout("totalsegmentator", cases, simulate, finish, preview, PREVIEWED)

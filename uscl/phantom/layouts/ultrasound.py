@@ -21,7 +21,6 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +33,7 @@ from uscl.phantom.label_maps import LABEL_MAPS, LabelMap, torso_from_labels
 from uscl.phantom.machine import MACHINES, Machine, Pose, draw_machine, draw_pose
 from uscl.phantom.medium import Medium
 from uscl.phantom.structures import SWEEP_LABELS
-from uscl.phantom.study import Layout, Patient, Preview, Written, note_of, write_note
+from uscl.phantom.study import Layout, Patient, Preview, StudyCase
 from uscl.phantom.torso import SIDES, Side, TorsoAnatomy, View, build_torso, draw_pathology
 from uscl.phantom.ultrasound import Sweep, share_labelled, simulate_sweep
 from uscl.seeds import derive_seed
@@ -101,33 +100,38 @@ def view_of(patient: Patient) -> View:
     return "abdominal" if (patient.position * 14 + 20) % 39 < 14 else "pleural"
 
 
-def simulate(folder: Path, settings: SweepStudy, patient: Patient) -> list[Written]:
-    """Writes the sweeps of one patient that are not there yet."""
+def cases(settings: SweepStudy, patient: Patient) -> list[StudyCase]:
+    """The sweeps of one patient."""
+    facts = {"site": view_of(patient), "machine": settings.machine}
+    sweeps = range(settings.sweeps_of(patient))
+    return [StudyCase(f"{patient.name}_sweep{n:02d}", patient, {**facts, "sweep": n}) for n in sweeps]
+
+
+def simulate(
+    folder: Path, settings: SweepStudy, missing: Sequence[StudyCase]
+) -> Iterator[tuple[StudyCase, dict[str, Any]]]:
+    """Writes sweeps of one patient."""
+    patient = missing[0].patient
     view, seed = view_of(patient), (settings.seed, patient.split, patient.number)
-    names = [f"{patient.name}_sweep{sweep:02d}" for sweep in range(settings.sweeps_of(patient))]
-    missing = [sweep for sweep, name in enumerate(names) if not note_of(folder, name).is_file()]
-    written = [Written(name, patient, {"site": view, "machine": settings.machine}) for name in names]
-    if not missing:
-        return written
     pathology = draw_pathology(np.random.default_rng(derive_seed("pathology", *seed)), view)
     anatomy = _anatomy(settings, patient, pathology)
     medium = Medium.of(anatomy, settings.device)
     first: Side = next(iter(pathology.effusion_ml), "right")
     sides = (first, *(side for side in SIDES if side != first))
-    for sweep in missing:
+    for case in missing:
+        sweep = case.facts["sweep"]
         random = np.random.default_rng(derive_seed("sweep", *seed, sweep))
         machine = draw_machine(random, settings.machine)
         pose = _find_window(random, anatomy, medium, machine, sides[sweep % 2], view, settings.frames)
         speckle = derive_seed("speckle", *seed, sweep)
         made = simulate_sweep(medium, pose, machine, (settings.size, settings.size), speckle)
-        _write(folder, settings, names[sweep], patient, made)
+        _write(folder, settings, case, made)
         drawn: dict[str, Any] = {
             "patient": anatomy.parameters, "view": view, "side": sides[sweep % 2], "machine": asdict(machine),
             "spacing_mm": made.spacing, "speckle_seed": speckle, "probe_origin_mm": pose.origin.tolist(),
             "beam_axis": pose.axis.tolist(), "lateral_axis": pose.lateral.tolist(),
         }  # fmt: skip
-        write_note(folder, names[sweep], drawn)
-    return written
+        yield case, drawn
 
 
 def _find_window(
@@ -148,7 +152,8 @@ def _anatomy(settings: SweepStudy, patient: Patient, pathology: Any) -> TorsoAna
     seed = derive_seed("anatomy", settings.seed, patient.split, patient.number)
     if settings.labels is None:
         return build_torso(seed, pathology)
-    files = sorted(glob(str(Path(settings.labels).expanduser())))  # noqa: PTH207 (patterns may be absolute)
+    pattern = Path(settings.labels).expanduser()
+    files = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     if len(files) < settings.patients:
         raise InputError(
             f"{settings.labels}: {len(files)} label maps for {settings.patients} patients; a map is one patient"
@@ -156,7 +161,8 @@ def _anatomy(settings: SweepStudy, patient: Patient, pathology: Any) -> TorsoAna
     return torso_from_labels(files[patient.position], settings.label_map, seed, pathology)
 
 
-def _write(folder: Path, settings: SweepStudy, name: str, patient: Patient, made: Sweep) -> None:
+def _write(folder: Path, settings: SweepStudy, case: StudyCase, made: Sweep) -> None:
+    name, patient = case.name, case.patient
     for kind, values in (("images", made.image), ("labels", made.label), ("visible", made.visible)):
         path = folder / f"{kind}{_side(patient)}" / f"{name}.nii.gz"
         write_volume(path, Volume(values.numpy(), made.spacing), overwrite=True)
@@ -172,25 +178,25 @@ def _write(folder: Path, settings: SweepStudy, name: str, patient: Patient, made
         write_frames(folder / "key_frames" / name, made.label.numpy().transpose(2, 1, 0), keys.tolist())
 
 
-def finish(folder: Path, settings: SweepStudy, cases: Sequence[Written]) -> None:
+def finish(folder: Path, settings: SweepStudy, cases: Sequence[StudyCase]) -> None:
     """Writes the manifest, the description and the clicks."""
     labels = {"background": 0} | {name: label_id for label_id, name in SWEEP_LABELS.items()}
     description = {"name": NAME, "labels": labels, "channel_names": {"0": "ultrasound"}, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     manifest = [("patient", "sweep", "image", "label", "visible", "site", "machine", "split")]
     for case in cases:
-        files = [f"{kind}{_side(case.patient)}/{case.case}.nii.gz" for kind in ("images", "labels", "visible")]
+        files = [f"{kind}{_side(case.patient)}/{case.name}.nii.gz" for kind in ("images", "labels", "visible")]
         facts = (case.facts["site"], case.facts["machine"], case.patient.split)
-        manifest.append((case.patient.name, case.case, files[0], files[1], files[2], *facts))
+        manifest.append((case.patient.name, case.name, files[0], files[1], files[2], *facts))
     _write_csv(folder / "sweeps.csv", manifest)
-    patients = [("case", "patient", "split"), *((c.case, c.patient.name, c.patient.split) for c in cases)]
+    patients = [("case", "patient", "split"), *((c.name, c.patient.name, c.patient.split) for c in cases)]
     _write_csv(folder / "patients.csv", patients)
     clicks: list[Sequence[Any]] = [("image", "i", "j", "k", "label", "object")]
     for case in cases:
         if case.patient.split == "test":
-            label = read_label(folder / "labelsTs" / f"{case.case}.nii.gz")
+            label = read_label(folder / "labelsTs" / f"{case.name}.nii.gz")
             for label_id, i, j, k in innermost(label):
-                clicks.append((f"imagesTs/{case.case}.nii.gz", i, j, k, 1, SWEEP_LABELS[label_id]))
+                clicks.append((f"imagesTs/{case.name}.nii.gz", i, j, k, 1, SWEEP_LABELS[label_id]))
     _write_csv(folder / "prompts.csv", clicks)
 
 
@@ -202,10 +208,10 @@ def innermost(label: Volume) -> Iterator[tuple[int, int, int, int]]:
         yield label_id, int(i), int(j), int(k)
 
 
-def preview(folder: Path, case: Written) -> Preview:
+def preview(folder: Path, case: StudyCase) -> Preview:
     """The middle frame."""
-    image = read_image(folder / f"images{_side(case.patient)}" / f"{case.case}.nii.gz")
-    label: Array = read_label(folder / f"labels{_side(case.patient)}" / f"{case.case}.nii.gz").array
+    image = read_image(folder / f"images{_side(case.patient)}" / f"{case.name}.nii.gz")
+    label: Array = read_label(folder / f"labels{_side(case.patient)}" / f"{case.name}.nii.gz").array
     frame = image.shape[2] // 2
     return Preview(image.array[:, :, frame].T, label[:, :, frame].T, image.spacing[1] / image.spacing[0])
 
@@ -219,4 +225,4 @@ def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
         csv.writer(stream).writerows(rows)
 
 
-LAYOUT = Layout("ultrasound", simulate, finish, preview, SWEEP_LABELS)
+LAYOUT = Layout("ultrasound", cases, simulate, finish, preview, SWEEP_LABELS)
