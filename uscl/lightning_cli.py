@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ActionYesNo
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -84,8 +86,10 @@ class UsclCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Claims the run folder."""
+        """Claims the run folder, once the checkpoint to go on from can be read."""
         config = self.config[self.subcommand]
+        if config.get("ckpt_path"):
+            _check_readable(config.ckpt_path)
         wanted = config.trainer.default_root_dir or f"runs/{self.subcommand}"
         if config.trainer.fast_dev_run:
             return
@@ -109,6 +113,26 @@ class UsclCLI(LightningCLI):
                 kwargs["logger"] = CSVLogger(folder, name="", version="")
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+def _check_readable(checkpoint: str) -> None:
+    """Looks into a checkpoint file; names that Lightning resolves itself (``last``, ``best``) are left to it.
+
+    Raises:
+        InputError: there is no such file, or it is none of Lightning's.
+    """
+    file = Path(checkpoint).expanduser()
+    if not file.suffix:
+        return
+    if not file.is_file():
+        raise InputError(f"--ckpt_path: {file}: no such file")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"--ckpt_path: {file}: not a checkpoint that can be read safely") from error
+    if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
+        raise InputError(f"--ckpt_path: {file}: not a checkpoint of a run; expected checkpoints/last.ckpt. Weights "
+                         "alone are given as --model.weights, adapters as --model.adapter")  # fmt: skip
 
 
 def run(args: list[str] | None) -> None:

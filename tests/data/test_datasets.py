@@ -161,6 +161,17 @@ def test_channels_of_an_nnunet_raw_data_set(tmp_path):
         read_folder(root, "T2")
 
 
+def test_missing_and_doubled_channels(tmp_path):
+    root = touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0000.nii.gz")
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {"x": 1}}))
+    assert len(read_folder(root).cases) == 2
+    with pytest.raises(InputError, match=r"channel 1 \(b_0001\) of 1 cases is missing, first b"):
+        read_folder(root, "T2")
+    touch(tmp_path, "imagesTr/a.nii.gz")
+    with pytest.raises(InputError, match=r"a_0000\.nii\.gz: .*a\.nii\.gz is an image of the same case"):
+        read_folder(root)
+
+
 def test_dataset_json_of_nnunet_version_1(tmp_path):
     root = touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
     content = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "spleen"}}
@@ -190,9 +201,18 @@ def test_amos(tmp_path, scans):
         read_amos(scans["amos"], "us")
     with pytest.raises(InputError, match="no labelled  case under imagesTr"):
         read_amos(tmp_path)
-    touch(tmp_path, "imagesTr/patient7.nii.gz")
+    touch(tmp_path, "imagesTr/patient7.nii.gz", "labelsTr/patient7.nii.gz")
     with pytest.raises(InputError, match=r"patient7\.nii\.gz: expected a name like amos_0001"):
         read_amos(tmp_path)
+
+
+def test_incomplete_amos(tmp_path):
+    touch(tmp_path, "imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz", "imagesVa/amos_0002.nii.gz")
+    assert [case.name for case in read_amos(tmp_path).cases] == ["amos_0001"]  # a side without any labels
+    touch(tmp_path, "imagesTr/amos_0510.nii.gz")
+    with pytest.raises(InputError, match=r"amos_0510\.nii\.gz: no label of that name under labelsTr"):
+        read_amos(tmp_path)
+    assert len(read_amos(tmp_path, "ct").cases) == 1
 
 
 def test_totalsegmentator(tmp_path, scans):
@@ -211,6 +231,16 @@ def test_totalsegmentator(tmp_path, scans):
     touch(tmp_path, "s0001/segmentations/liver.nii.gz")
     (tmp_path / "meta.csv").write_text("image_id;split\ns0001;training\n")
     with pytest.raises(InputError, match="line 2: expected image_id and split"):
+        read_totalsegmentator(tmp_path)
+
+
+def test_incomplete_totalsegmentator(tmp_path, caplog):
+    touch(tmp_path, "s1/ct.nii.gz", *[f"s1/segmentations/{name}.nii.gz" for name in ("liver", "spleen")],
+          "s2/ct.nii.gz", "s2/segmentations/liver.nii.gz")  # fmt: skip
+    assert len(read_totalsegmentator(tmp_path).cases) == 2
+    assert "1 of 2 cases lack the masks of some classes, first s2, which lacks spleen" in caplog.text
+    touch(tmp_path, "s3/segmentations/liver.nii.gz")
+    with pytest.raises(InputError, match=r"s3: has segmentations but neither ct\.nii\.gz nor mri\.nii\.gz"):
         read_totalsegmentator(tmp_path)
 
 
@@ -271,6 +301,12 @@ def test_what_is_wrong_with_brats_is_told(tmp_path):
         read_brats(tmp_path, "dwi")
     touch(tmp_path, "a/BraTS2021_00005_flair.nii.gz", "b/BraTS-GLI-00001-000-t2f.nii.gz")
     with pytest.raises(InputError, match="mixes BraTS 2023"):
+        read_brats(tmp_path)
+
+
+def test_predictions_among_the_scans(tmp_path):
+    touch(tmp_path, *[f"{folder}/BraTS-GLI-00001-000-seg.nii.gz" for folder in ("a", "predicted")])
+    with pytest.raises(InputError, match=r"predicted/BraTS.*has a seg already, .*keep copies and predictions outside"):
         read_brats(tmp_path)
 
 

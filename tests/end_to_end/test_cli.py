@@ -56,7 +56,7 @@ def scan(tmp_path) -> Path:
 
 
 def segment(*args) -> int:
-    return main(["segment", *map(str, args), "--backbone", "tiny"])
+    return main(["segment", *map(str, args), "--backbone", "tiny", "--weights", "null"])
 
 
 def files(folder: Path) -> set[str]:
@@ -125,6 +125,7 @@ def test_bad_weights_and_outputs(scan, tmp_path, capsys):
         "expected a name ending in": ["--out", "m.png"],
         "exists already": ["--out", str(scan)],
         "no SAM-Med3D variant 'huge'": ["--out", "m.nii.gz", "--backbone", "huge"],
+        "no weights are embedded for the backbone tiny": ["--out", "m.nii.gz", "--backbone", "tiny"],
     }
     for words, options in wrong.items():
         assert main(["segment", *common, *options]) == 2
@@ -137,7 +138,8 @@ def test_bad_weights_and_outputs(scan, tmp_path, capsys):
 def experiment(name: str, study: Path, *more: str) -> list[str]:
     verb = {"lora": "fit", "eval_us": "test"}[name]
     settings = [
-        verb, "--config", str(EXPERIMENTS / f"{name}.yaml"), "--model.backbone", "tiny", "--data.root", str(study),
+        verb, "--config", str(EXPERIMENTS / f"{name}.yaml"), "--model.backbone", "tiny", "--model.weights", "null",
+        "--data.root", str(study),
         "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]",
         "--data.study", json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64}),
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",

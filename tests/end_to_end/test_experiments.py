@@ -188,8 +188,10 @@ def test_paper_experiments_run_with_a_smaller_backbone(config, runs, study, tmp_
 def test_optimizers_are_written_out(config):
     """Defaults of one optimiser leak into another that the command line picks; a full list leaves nothing to leak."""
     optimizer = yaml.safe_load(config.read_text())["model"]["init_args"].get("optimizer")
-    if VERBS.get(config.stem) == "fit" or config == PRETRAIN:
+    if VERBS.get(config.stem) == "fit":
         assert set(optimizer["init_args"]) == {"lr", "betas", "eps", "weight_decay", "amsgrad"}
+    if config == PRETRAIN:
+        assert set(optimizer["init_args"]) == {"lr", "matrix_lr", "momentum", "betas", "weight_decay"}
 
 
 def test_a_second_run_gets_a_folder_of_its_own(runs, study, capsys):

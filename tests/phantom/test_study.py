@@ -13,7 +13,7 @@ from uscl.phantom.layouts import amos, brats, totalsegmentator
 from uscl.phantom.layouts.scans import ScanStudy
 from uscl.phantom.layouts.ultrasound import PAPER, view_of
 from uscl.phantom.structures import SWEEP_LABELS
-from uscl.phantom.study import all_patients
+from uscl.phantom.study import all_patients, simulate_patient
 
 SMALL = SweepStudy(patients=3, sweeps_per_patient=2, frames=12, size=64)
 
@@ -216,12 +216,12 @@ def test_brats_layout(scans):
 
 def test_scans_are_reproducible_and_what_is_complete_is_left_alone(scans, tmp_path):
     """The scans were made by two processes, this one by its own."""
-    layout, patient = brats.LAYOUT, all_patients(4)[0]
-    layout.simulate(tmp_path, ScanStudy(4), patient)
+    patient = all_patients(4)[0]
+    simulate_patient(brats.LAYOUT, tmp_path, ScanStudy(4), patient)
     assert digest(tmp_path / "BraTS-GLI-00000-000") == digest(scans["brats"] / "BraTS-GLI-00000-000")
     assert digest(tmp_path / "parameters") == {
         name: value for name, value in digest(scans["brats"] / "parameters").items() if "00000" in str(name)
     }
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert layout.simulate(tmp_path, ScanStudy(4), patient)[0].case == "BraTS-GLI-00000-000"
+    assert simulate_patient(brats.LAYOUT, tmp_path, ScanStudy(4), patient)[0].name == "BraTS-GLI-00000-000"
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -1,15 +1,20 @@
+from collections import Counter
+from itertools import chain, combinations
+
 import numpy as np
 import pytest
 import torch
 
 from uscl.data import Preprocessing
+from uscl.errors import InputError
 from uscl.phantom.canvas import Anatomy
 from uscl.phantom.contrast import render
 from uscl.phantom.layouts.scans import draw_torso
-from uscl.phantom.pretraining import IGNORED, Curriculum, RenderedPatches, build_anatomies
+from uscl.phantom.pretraining import IGNORED, SHUFFLED, Curriculum, RenderedPatches, build_anatomies
 from uscl.phantom.structures import Structure
 from uscl.phantom.worlds import HEAD_OBJECTS, TORSO_OBJECTS, body_world, members, shape_world
 
+FLIPS = list(chain.from_iterable(combinations((1, 2, 3), n) for n in range(4)))
 PREPROCESSING = Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64)
 
 
@@ -26,7 +31,7 @@ def anatomies(tmp_path_factory):
 def stream(anatomies, seed: int = 0, **options) -> RenderedPatches:
     torsos, heads = anatomies
     curriculum = options.pop("curriculum", Curriculum(patches=10))
-    return RenderedPatches(tuple(torsos), tuple(heads), PREPROCESSING, 3, curriculum, seed)
+    return RenderedPatches(tuple(torsos), tuple(heads), PREPROCESSING, 3, curriculum, seed, options.get("uses", 1))
 
 
 def test_patches_lie_as_volumes_are_prepared(torso):
@@ -106,8 +111,25 @@ def test_a_patch_is_the_same_whoever_asks(anatomies):
     assert not torch.equal(first[7]["image"], stream(anatomies, seed=1)[7]["image"])
 
 
+def test_every_image_is_used_as_often_as_asked_and_not_in_a_row(anatomies):
+    patches = stream(anatomies, uses=3)
+    shown = [patches.image_of(number) for number in range(3 * SHUFFLED * 2)]
+    assert Counter(shown) == dict.fromkeys(range(2 * SHUFFLED), 3)
+    assert set(shown[: 3 * SHUFFLED]) == set(range(SHUFFLED))
+    again = [number for number in range(3 * SHUFFLED) if shown[number] == shown[0]]
+    assert again[1] >= SHUFFLED - shown[:SHUFFLED].index(shown[0])
+    first, second = (patches[number] for number in again[:2])
+    same_image = any(torch.equal(first["image"].flip(flips), second["image"]) for flips in FLIPS)
+    assert same_image, "the same image, flipped or not"
+
+
+def test_a_stream_without_objects_ends(anatomies):
+    with pytest.raises(InputError, match=r"no object of 100000\.0 ml or more in 100 patches"):
+        stream(anatomies, curriculum=Curriculum(1, (0.0, 0.0), (1e5, 1e5)))[0]
+
+
 def test_what_a_patch_holds(anatomies):
-    patches = stream(anatomies)
+    patches = stream(anatomies, curriculum=Curriculum(1000))
     kinds = set()
     for number in range(12):
         patch = patches[number]

@@ -10,7 +10,7 @@ from uscl.serving import Predictor
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor("tiny", preprocessing=Preprocessing(spacing=(2.0, 2.0, 2.0), patch_size=64))
+    return Predictor("tiny", None, preprocessing=Preprocessing(spacing=(2.0, 2.0, 2.0), patch_size=64))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,6 @@ def test_volume_in_millilitres(predictor, volume):
 
 def test_misuse(predictor, volume):
     with pytest.raises(InputError, match="set_image comes before"):
-        Predictor("tiny").segment([((0, 0, 0), True)])
+        Predictor("tiny", None).segment([((0, 0, 0), True)])
     with pytest.raises(InputError, match="patch_size is 128, but the backbone takes 64"):
-        Predictor("tiny", preprocessing=Preprocessing())
+        Predictor("tiny", None, preprocessing=Preprocessing())

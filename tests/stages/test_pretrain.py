@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
@@ -8,6 +10,7 @@ from uscl.errors import InputError
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
 from uscl.prompting.pretraining import PretrainingClicks
 from uscl.stages import PretrainModule, WeightsExport
+from uscl.stages.muon import MuonAdamW
 from uscl.stages.pretrain import DenseHead, Trapezoid
 
 
@@ -61,21 +64,64 @@ def test_weights_file_holds_the_average_and_loads(anatomies, make_trainer, tmp_p
     assert torch.equal(again.net.state_dict()[name], trunk.model.state_dict()[name])
 
 
-def test_resumed_equals_uninterrupted(anatomies, make_trainer, tmp_path):
-    whole = make_module()
+@pytest.mark.parametrize("optimizer", [None, MuonAdamW])
+def test_resumed_equals_uninterrupted(anatomies, make_trainer, tmp_path, optimizer):
+    whole = make_module(optimizer=optimizer)
     make_trainer(2, callbacks=[ema()]).fit(whole, datamodule=make_data(anatomies))
-    half = make_module()
+    half = make_module(optimizer=optimizer)
     latest = ModelCheckpoint(tmp_path / "half", "last")
     make_trainer(1, "half", enable_checkpointing=True, callbacks=[ema(), latest]).fit(
         half, datamodule=make_data(anatomies)
     )
-    resumed = make_module()
+    resumed = make_module(optimizer=optimizer)
     again = ModelCheckpoint(tmp_path / "half", "last")
     make_trainer(2, "resumed", enable_checkpointing=True, callbacks=[ema(), again]).fit(
         resumed, datamodule=make_data(anatomies), ckpt_path=tmp_path / "half" / "last.ckpt", weights_only=True
     )
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_muon_takes_the_matrices_of_hidden_layers_alone():
+    module = make_module(optimizer=MuonAdamW)
+    optimizer = module.configure_optimizers()
+    named = {id(parameter): name for name, parameter in module.named_parameters()}
+    by_muon = {named[id(p)] for group in optimizer.param_groups if group["matrices"] for p in group["params"]}
+    assert "net.image_encoder.blocks.0.attn.qkv.weight" in by_muon
+    assert all(name.endswith("weight") and "embed" not in name and "norm" not in name for name in by_muon)
+    everything = [named[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(everything) == sorted(name for name, _ in module.named_parameters())
+    # An orthogonal step: every direction of the matrix moves by about the same length; AdamW's part moves too.
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    loss = sum(parameter.square().sum() for parameter in module.parameters())
+    loss.backward()
+    optimizer.step()
+    name = "net.image_encoder.blocks.0.attn.proj.weight"
+    moved = torch.linalg.svdvals((module.get_parameter(name) - before[name]).detach())
+    assert moved.max() / moved.median() < 2
+    bias = "net.image_encoder.neck.0.weight"
+    assert not torch.equal(module.get_parameter(bias), before[bias])
+
+
+def test_schedules_reach_both_optimizers():
+    optimizer = make_module(optimizer=MuonAdamW).configure_optimizers()
+    before = [group["lr"] for group in optimizer.param_groups]
+    assert {0.02, 1e-3} <= set(before)
+    Trapezoid(optimizer, steps=10, warmup=2, cooldown=2)
+    for part in optimizer.parts:
+        assert all(any(group is own for own in optimizer.param_groups) for group in part.param_groups)
+    assert [group["lr"] for group in optimizer.param_groups] == [lr / 2 for lr in before]
+
+
+def test_a_checkpoint_of_another_model_is_told(anatomies, make_trainer, tmp_path):
+    latest = ModelCheckpoint(tmp_path, "last")
+    make_trainer(1, enable_checkpointing=True, callbacks=[latest]).fit(make_module(), datamodule=make_data(anatomies))
+    from uscl.backbone import VARIANTS
+
+    narrow = replace(VARIANTS["tiny"], decoder_mlp_dim=64)
+    with pytest.raises(InputError, match=r"--ckpt_path: belongs to another model; net\.mask_decoder"):
+        make_trainer(2, "other").fit(make_module(backbone=narrow), datamodule=make_data(anatomies),
+                                     ckpt_path=tmp_path / "last.ckpt", weights_only=True)  # fmt: skip
 
 
 def test_dense_head_speaks_of_cells_in_place():

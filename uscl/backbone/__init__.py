@@ -3,9 +3,10 @@
 from uscl.backbone.checkpoints import LoadReport, load_checkpoint, save_weights
 from uscl.backbone.config import VARIANTS, SamMed3DConfig
 from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
-from uscl.backbone.trunk import RANDOM_WEIGHTS, Trunk, load_trunk
+from uscl.backbone.trunk import EMBEDDED, RANDOM_WEIGHTS, Trunk, load_trunk
 
 __all__ = [
+    "EMBEDDED",
     "RANDOM_WEIGHTS",
     "VARIANTS",
     "LoadReport",

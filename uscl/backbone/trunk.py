@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import torch
 from torch import nn
 
 from uscl.backbone.checkpoints import load_checkpoint
-from uscl.backbone.config import SamMed3DConfig, resolve_config
+from uscl.backbone.config import VARIANTS, SamMed3DConfig, resolve_config
 from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
+from uscl.errors import InputError
 
 RANDOM_WEIGHTS = "random weights"
+EMBEDDED = "embedded"
+"""What stands for the weights that come with the package, as a checkpoint reference."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,16 @@ def load_trunk(backbone: SamMed3DConfig | str, weights: str | os.PathLike[str] |
 
     Args:
         backbone: configuration or variant name.
-        weights: checkpoint file or ``hf://`` reference; None leaves random weights, which are always
-            the same ones, so that an adapter trained on them still fits in the next process.
+        weights: checkpoint file, ``hf://`` reference, or ``embedded`` for those that come with the package (for
+            ``mini``; its card lies beside them). None leaves random weights, which are always the same ones, so that
+            an adapter trained on them still fits in the next process.
 
     Raises:
-        InputError: the checkpoint cannot be used (see :func:`uscl.load_checkpoint`) or leaves part of the model random.
+        InputError: the checkpoint cannot be used (see :func:`uscl.load_checkpoint`) or leaves part of the model
+            random, or none is embedded for this backbone.
     """
+    if weights == EMBEDDED:
+        weights = embedded_weights(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_sam_med3d(resolve_config(backbone))
@@ -52,6 +59,23 @@ def load_trunk(backbone: SamMed3DConfig | str, weights: str | os.PathLike[str] |
         report = load_checkpoint(model, weights).require_complete()
         source = f"{PurePath(report.source).name} sha256:{report.sha256[:12]}"
     return Trunk(model.eval(), source, fingerprint(model))
+
+
+def embedded_weights(backbone: SamMed3DConfig | str) -> Path:
+    """The file of the weights that come with the package.
+
+    Raises:
+        InputError: there are none for this backbone.
+    """
+    config = resolve_config(backbone)
+    for name, variant in VARIANTS.items():
+        file = Path(__file__).with_name("embedded") / f"{name}.safetensors"
+        if config == variant and file.is_file():
+            return file
+    raise InputError(
+        f"no weights are embedded for the backbone {backbone if isinstance(backbone, str) else 'given'}; give a "
+        "checkpoint (null for random weights), or take mini"
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from uscl.backbone import RANDOM_WEIGHTS
+from uscl.backbone import EMBEDDED, RANDOM_WEIGHTS
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import parse_points
 from uscl.data.volume import check_writable, read_image, write_volume
@@ -22,7 +22,7 @@ def segment(
     points: str,
     out: str,
     space: Literal["voxel", "physical"] = "voxel",
-    weights: str | None = None,
+    weights: str | None = EMBEDDED,
     adapter: str | None = None,
     backbone: str = "mini",
     preprocessing: Preprocessing | None = None,
@@ -38,7 +38,8 @@ def segment(
             label 1 foreground or 0 background.
         out: mask file to write: .nii.gz, .nii, .nrrd or .mha.
         space: "physical" reads the points as millimetres (LPS) instead.
-        weights: checkpoint of the trunk, a file or hf://owner/repo/file.
+        weights: checkpoint of the trunk, a file or hf://owner/repo/file; embedded: what comes with the package for
+            mini; null: random.
         adapter: adapter file that `uscl fit` left; brings backbone and preprocessing of its training.
         backbone: variant to use without an adapter: vit_b_ori or mini.
         preprocessing: how the volume is prepared, where it is not the adapter's.
@@ -56,7 +57,7 @@ def segment(
     clicks = parse_points(points, volume, space)
     predictor = Predictor(backbone, weights, adapter, preprocessing, device)
     if predictor.trunk.weights == RANDOM_WEIGHTS:
-        log.warning("The trunk has RANDOM WEIGHTS (no --weights given): the mask shows the plumbing, not the object")
+        log.warning("The trunk has RANDOM WEIGHTS (--weights null): the mask shows the plumbing, not the object")
     predictor.set_image(volume)
     prediction = predictor.segment(clicks)
     if prediction.cut_short:

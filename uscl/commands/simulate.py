@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import replace
 from typing import Any, Literal
 
+from uscl.errors import InputError
 from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
 from uscl.phantom.label_maps import LabelMap
 from uscl.phantom.layouts.scans import ScanStudy
@@ -52,14 +54,25 @@ def simulate(
     """
     settings: Any
     if kind == "ultrasound":
+        if preset == "paper" and patients is not None:
+            raise InputError("--preset paper sets the number of patients; leave out --patients")
         settings = SweepStudy(
-            patients=patients or 12, sweeps_per_patient=sweeps_per_patient, machine=machine, frames=frames, size=size,
-            labels=labels, label_map=label_map, video=video, key_frames=key_frames, device=device,
+            patients=12 if patients is None else patients, sweeps_per_patient=sweeps_per_patient, seed=seed,
+            machine=machine, frames=frames, size=size, labels=labels, label_map=label_map, video=video,
+            key_frames=key_frames, device=device,
         )  # fmt: skip
         if preset == "paper":
             settings = replace(settings, patients=PAPER.patients, total_sweeps=PAPER.total_sweeps)
-        settings = replace(settings, seed=seed)
     else:
-        settings = ScanStudy(patients=patients or 6, seed=seed)
+        given = {
+            "sweeps_per_patient": sweeps_per_patient, "preset": preset, "machine": machine, "frames": frames,
+            "size": size, "labels": labels, "label_map": label_map, "video": video, "key_frames": key_frames,
+            "device": device,
+        }  # fmt: skip
+        usual = inspect.signature(simulate).parameters
+        foreign = [f"--{name}" for name, value in given.items() if value != usual[name].default]
+        if foreign:
+            raise InputError(f"{', '.join(foreign)}: for ultrasound alone; leave out with {kind}")
+        settings = ScanStudy(patients=6 if patients is None else patients, seed=seed)
     folder = simulate_study(LAYOUTS[kind], out, settings, workers)
     log.info("%s study: %s (contact_sheet.png shows it)", kind, folder)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from uscl.backbone import SamMed3DConfig, Trunk, load_trunk
+from uscl.backbone import EMBEDDED, SamMed3DConfig, Trunk, load_trunk
 from uscl.data.evaluation_patches import place_patch
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import Point
@@ -38,7 +38,8 @@ class Predictor:
 
     Args:
         backbone: configuration or variant name; an adapter brings its own.
-        weights: checkpoint of the trunk, a file or ``hf://`` reference; None leaves random weights.
+        weights: checkpoint of the trunk, a file or ``hf://`` reference; ``embedded`` are those of ``mini`` that come
+            with the package; None leaves random weights.
         adapter: adapter file that ``uscl fit`` left, or None for the untouched backbone.
         preprocessing: how volumes are prepared; None takes the adapter's, or the default.
         device: where to compute.
@@ -52,8 +53,8 @@ class Predictor:
 
     def __init__(
         self,
-        backbone: SamMed3DConfig | str = "vit_b_ori",
-        weights: str | os.PathLike[str] | None = None,
+        backbone: SamMed3DConfig | str = "mini",
+        weights: str | os.PathLike[str] | None = EMBEDDED,
         adapter: str | os.PathLike[str] | None = None,
         preprocessing: Preprocessing | None = None,
         device: str = "cpu",

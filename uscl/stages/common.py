@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
@@ -52,11 +52,28 @@ def configure_optimizers(
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": interval}}
 
 
+def check_checkpoint(module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Compares a checkpoint to resume from with the module that is to go on.
+
+    Raises:
+        InputError: it was left by another stage, backbone or LoRA.
+    """
+    found, wanted = checkpoint["state_dict"], module.state_dict()
+    for title, keys in (("lacks", [*wanted.keys() - found.keys()]), ("has besides", [*found.keys() - wanted.keys()])):
+        if keys:
+            raise InputError(f"--ckpt_path: belongs to another model; it {title} {len(keys)} tensors, first "
+                             f"{min(keys)}. Resume with the configuration of the run that left it")  # fmt: skip
+    for key, value in wanted.items():
+        if found[key].shape != value.shape:
+            raise InputError(f"--ckpt_path: belongs to another model; {key} is {list(found[key].shape)}, here "
+                             f"{list(value.shape)}. Resume with the configuration of the run that left it")  # fmt: skip
+
+
 def announce_trunk(trunk: Trunk) -> None:
     """Says on screen what the trunk's weights are, loudly if they are random."""
     if trunk.weights == RANDOM_WEIGHTS:
         log.warning(
-            "The trunk has RANDOM WEIGHTS (no model.weights given): this run shows that everything works, "
+            "The trunk has RANDOM WEIGHTS (model.weights is null): this run shows that everything works, "
             "not how well it segments"
         )
     else:

@@ -18,6 +18,7 @@ from uscl.prompting.rollout import RolloutStep
 from uscl.seeds import seeded_draw
 from uscl.stages.common import (
     announce_trunk,
+    check_checkpoint,
     configure_optimizers,
     data_preprocessing,
     warn_of_other_preprocessing,
@@ -34,7 +35,8 @@ class LoRASegModule(LightningModule):
 
     Args:
         backbone: configuration or variant name.
-        weights: checkpoint of the trunk, a file or ``hf://owner/repo/file``; null leaves random weights, which is said.
+        weights: checkpoint of the trunk, a file or ``hf://owner/repo/file``; ``embedded``: what comes with the package
+            for ``mini``; null leaves random weights, which is said.
         adapter: adapter file to test, predict or go on training with; it brings its own LoRA settings.
         vcl_adapter: adapter file of stage 1, whose encoder LoRA training starts from. Where ``lora.modules`` is
             ``decoder`` that encoder LoRA stays frozen.
@@ -106,6 +108,10 @@ class LoRASegModule(LightningModule):
         else:
             self.method = self.method or "SAM-Med3D"
         self.net.image_encoder.activation_checkpointing = self.activation_checkpointing
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that it is this model's before anything of it is loaded."""
+        check_checkpoint(self, checkpoint)
 
     def on_fit_start(self) -> None:
         """Checks the data against the model before the first step."""

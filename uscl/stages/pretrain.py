@@ -19,7 +19,7 @@ from uscl.backbone.mask_decoder import DecoderAttention
 from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
 from uscl.prompting.pretraining import PretrainingClicks, pretraining_rollout, soft_dice_bce
 from uscl.seeds import derive_seed, seeded_draw
-from uscl.stages.common import configure_optimizers, data_preprocessing
+from uscl.stages.common import check_checkpoint, configure_optimizers, data_preprocessing
 from uscl.stages.muon import MATRICES, is_hidden_matrix
 
 SEMANTIC_CLASSES = 64
@@ -148,6 +148,10 @@ class PretrainModule(LightningModule):
             point_attention_at_clicks(self.net)
         config = self.net.config
         self.dense = DenseHead(config.prompt_dim, SEMANTIC_CLASSES, config.patch_size)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that it is this model's before anything of it is loaded."""
+        check_checkpoint(self, checkpoint)
 
     def on_fit_start(self) -> None:
         """Checks the data against the model before the first step."""

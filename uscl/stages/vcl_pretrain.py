@@ -14,7 +14,7 @@ import uscl
 from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, load_trunk
 from uscl.errors import InputError
 from uscl.seeds import Draw, seeded_draw
-from uscl.stages.common import announce_trunk, configure_optimizers, data_preprocessing
+from uscl.stages.common import announce_trunk, check_checkpoint, configure_optimizers, data_preprocessing
 from uscl.tuning import Adapter, LoRA, lora_state_dict
 from uscl.vcl import EmaTeacher, SubVolumes, VCLHead, VCLStudent, cut, position_labels, vcl_losses
 from uscl.vcl.losses import LossForm, VCLOutput
@@ -29,7 +29,8 @@ class VCLPretrainModule(LightningModule):
 
     Args:
         backbone: configuration or variant name.
-        weights: checkpoint of the trunk, a file or ``hf://owner/repo/file``; null leaves random weights, which is said.
+        weights: checkpoint of the trunk, a file or ``hf://owner/repo/file``; ``embedded``: what comes with the package
+            for ``mini``; null leaves random weights, which is said.
         lora: the LoRA to train; ``modules`` must be ``encoder``, the decoder takes no part in this stage.
         subvolumes: how a patch is cut into bases and crops.
         head_hidden_dim: width of the projector's hidden layers.
@@ -96,6 +97,10 @@ class VCLPretrainModule(LightningModule):
         self.net.image_encoder.activation_checkpointing = self.activation_checkpointing
         self.student = VCLStudent(self.net.image_encoder, VCLHead(self.net.config.prompt_dim, *self.head_options))
         self.teacher = EmaTeacher(self.student, self.momentum)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that it is this model's before anything of it is loaded."""
+        check_checkpoint(self, checkpoint)
 
     def on_fit_start(self) -> None:
         """Checks the data against the model before the first step."""

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from uscl.data.datasets.cases import Case, DataSet, Split, check_unique
 from uscl.data.datasets.folder import volumes
 from uscl.errors import InputError
 
+log = logging.getLogger(__name__)
 LABEL_NAMES = {
     1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gall bladder", 5: "esophagus", 6: "liver", 7: "stomach",
     8: "aorta", 9: "postcava", 10: "pancreas", 11: "right adrenal gland", 12: "left adrenal gland", 13: "duodenum",
@@ -35,7 +37,8 @@ def read_amos(root: Path, modality: str | None = None) -> DataSet:
         modality: ``ct``, ``mr``, or None for both.
 
     Raises:
-        InputError: no such folder, no labelled case of the modality, or a file with another name than AMOS gives.
+        InputError: no such folder, no labelled case of the modality, a file with another name than AMOS gives, or an
+            image without its label.
     """
     root = Path(root).expanduser()
     if modality not in (None, "ct", "mr"):
@@ -44,13 +47,20 @@ def read_amos(root: Path, modality: str | None = None) -> DataSet:
     cases = []
     for side, split in sides:
         labels = volumes(root / f"labels{side}")
+        if not labels:
+            log.info("%s: no labels under labels%s; its images are left out", root, side)
+            continue
         for name, image in volumes(root / f"images{side}").items():
             number = re.fullmatch(r"amos_(\d{4})", name)
             if number is None:
                 raise InputError(f"{image}: expected a name like amos_0001.nii.gz; is {root} an AMOS22 download?")
             kind = "ct" if int(number[1]) < _FIRST_MR else "mr"
-            if name in labels and modality in (None, kind):
-                cases.append(Case(name, image, labels[name], name, split))
+            if modality not in (None, kind):
+                continue
+            if name not in labels:
+                raise InputError(f"{image}: no label of that name under labels{side}; unpack the download again, or "
+                                 "take the image away")  # fmt: skip
+            cases.append(Case(name, image, labels[name], name, split))
     if not cases:
         raise InputError(
             f"{root}: no labelled {modality or ''} case under imagesTr/labelsTr or imagesVa/labelsVa; give the folder "

@@ -45,7 +45,8 @@ def read_brats(root: Path, modality: str | None = None) -> DataSet:
         modality: ``t1n``, ``t1c``, ``t2w`` or ``t2f``, or what other years call them; None for ``t2f`` (FLAIR).
 
     Raises:
-        InputError: no such folder or case, a case without the contrast, or years that number their labels differently.
+        InputError: no such folder or case, a case without the contrast, two files for the same thing, or
+            years that number their labels differently.
     """
     root = Path(root).expanduser()
     contrast = CONTRASTS.get((modality or "t2f").lower())
@@ -55,8 +56,12 @@ def read_brats(root: Path, modality: str | None = None) -> DataSet:
     for path in sorted(root.rglob("*.nii*")):
         parts = _NAME.fullmatch(path.name)
         if parts is not None:
-            kind = parts["kind"].lower()
-            found.setdefault(parts["case"], {})[CONTRASTS.get(kind, "seg")] = path
+            kind = CONTRASTS.get(parts["kind"].lower(), "seg")
+            files = found.setdefault(parts["case"], {})
+            if kind in files:
+                raise InputError(f"{path}: {parts['case']} has a {kind} already, {files[kind]}; keep copies and "
+                                 "predictions outside the data folder")  # fmt: skip
+            files[kind] = path
     if not found:
         raise InputError(f"{root}: no BraTS files; expected e.g. BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz")
     without = [case for case, files in found.items() if contrast not in files]

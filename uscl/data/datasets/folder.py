@@ -40,7 +40,8 @@ def read_folder(root: Path, modality: str | None = None) -> DataSet:
 
     Raises:
         InputError: the folder or its imagesTr is missing or empty, dataset.json is missing (where there are labels) or
-            not as expected, there is no such channel, names clash, or patients.csv names a case that is not there.
+            not as expected, there is no such channel or a case lacks it, names clash, or patients.csv names a case
+            that is not there.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -50,10 +51,11 @@ def read_folder(root: Path, modality: str | None = None) -> DataSet:
     if not train:
         raise InputError(f"{root / 'imagesTr'}: no volumes ({', '.join(WRITABLE)}); data/README.md shows the layout")
     train_labels, test_labels = volumes(root / "labelsTr"), volumes(root / "labelsTs")
-    test = _images(root / "imagesTs", description.channel(modality))
-    if test and train_labels and not test_labels:
-        log.info("%s: no labels for the %d images of imagesTs; they are left out", root, len(test))
-        test = {}
+    test = {}
+    if test_labels or not train_labels:
+        test = _images(root / "imagesTs", description.channel(modality))
+    elif volumes(root / "imagesTs"):
+        log.info("%s: no labels for the images of imagesTs; they are left out", root)
     sides: list[tuple[dict[str, Path], dict[str, Path], Split | None]] = [
         (train, train_labels, None),
         (test, test_labels, "test"),
@@ -100,13 +102,22 @@ def volumes(folder: Path) -> dict[str, Path]:
 def _images(folder: Path, channel: tuple[int, int]) -> dict[str, Path]:
     """Images of one channel by case. A suffix is a channel only if dataset.json has that many: amos_0017 is a case."""
     number, count = channel
-    suffixes = {f"_{n:04d}" for n in range(max(1, count))}
-    found = {}
+    wanted, suffixes = f"_{number:04d}", {f"_{n:04d}" for n in range(max(1, count))}
+    found: dict[str, Path | None] = {}
     for name, path in volumes(folder).items():
         suffix = name[-5:] if name[-5:] in suffixes else ""
-        if not suffix or suffix == f"_{number:04d}":
-            found[name.removesuffix(suffix)] = path
-    return found
+        case = name.removesuffix(suffix)
+        if suffix in ("", wanted):
+            if found.get(case):
+                raise InputError(f"{path}: {found[case]} is an image of the same case; remove one")
+            found[case] = path
+        else:
+            found.setdefault(case, None)
+    lacking = [case for case, path in found.items() if path is None]
+    if lacking:
+        raise InputError(f"{folder}: channel {number} ({lacking[0]}{wanted}) of {len(lacking)} cases is missing, first "
+                         f"{lacking[0]}; complete these cases or take them away")  # fmt: skip
+    return {case: path for case, path in found.items() if path is not None}
 
 
 def _read_description(path: Path) -> _Description:

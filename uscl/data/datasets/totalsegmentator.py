@@ -11,12 +11,14 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 
 from uscl.data.datasets.cases import SPLITS, Case, DataSet, Split, check_unique
 from uscl.data.datasets.folder import volumes
 from uscl.errors import InputError
 
+log = logging.getLogger(__name__)
 FILES = {"ct": "ct.nii.gz", "mr": "mri.nii.gz"}
 
 
@@ -31,7 +33,7 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
         modality: ``ct``, ``mr``, or None for whichever a case has.
 
     Raises:
-        InputError: no such folder or case, a case without masks, or a split in meta.csv that is none.
+        InputError: no such folder or case, a case without masks or image, or a split in meta.csv that is none.
     """
     root = Path(root).expanduser()
     if modality not in (None, *FILES):
@@ -40,16 +42,27 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
     images = sorted(image for file in wanted for image in root.glob(f"*/{file}"))
     if not images:
         raise InputError(f"{root}: no */{' or */'.join(wanted)}; give the folder that holds s0000, s0001 ...")
+    complete = {image.parent for file in FILES.values() for image in root.glob(f"*/{file}")}
+    without = sorted({folder.parent for folder in root.glob("*/segmentations")} - complete)
+    if without:
+        raise InputError(f"{without[0]}: has segmentations but neither {' nor '.join(FILES.values())}; unpack the case "
+                         "again, or remove it")  # fmt: skip
     splits = _read_splits(root / "meta.csv")
-    names: set[str] = set()
+    masks_of: dict[str, set[str]] = {}
     cases = []
     for image in images:
         folder, name = image.parent / "segmentations", image.parent.name
         masks = volumes(folder)
         if not masks:
             raise InputError(f"{folder}: no masks; unpack the case again, or remove {image.parent}")
-        names.update(masks)
+        masks_of[name] = set(masks)
         cases.append(Case(name, image, folder, name, splits.get(name)))
+    names = set[str]().union(*masks_of.values())
+    partial = [name for name, masks in masks_of.items() if masks != names]
+    if partial:
+        log.warning("%s: %d of %d cases lack the masks of some classes, first %s, which lacks %s; those classes count "
+                    "as absent there", root, len(partial), len(cases), partial[0],
+                    ", ".join(sorted(names - masks_of[partial[0]])[:4]))  # fmt: skip
     label_names = dict(enumerate(sorted(names), start=1))
     return check_unique(DataSet("TotalSegmentator", tuple(cases), label_names))
 
