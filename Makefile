@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
+MINI := runs/mini-study
 # One folder for the demo's data, so that it neither needs nor touches yours.
 DATA := --data.root $(DEMO)/data --data.study.patients 6 --data.study.sweeps_per_patient 2
 FAST := --trainer.enable_model_summary false
 
-.PHONY: help install demo pretrain test test-minimum lint clean
+.PHONY: help install demo pretrain reproduce-mini test test-minimum lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -36,6 +37,25 @@ demo: .venv/installed ## simulate sweeps, run both stages, test, predict; replac
 pretrain: .venv/installed ## train a small backbone from nothing (hours on two cores); interrupted, it goes on
 	latest=$$(ls -t runs/pretrain*/checkpoints/last.ckpt 2>/dev/null | head -1); \
 	$(BIN)/uscl fit --config experiments/pretrain.yaml $${latest:+--ckpt_path $$latest}
+
+STUDY := --data.root $(MINI)/data --data.study.patients 30 --data.study.sweeps_per_patient 2
+TUNE := --trainer.max_epochs 12 --trainer.check_val_every_n_epoch 4 --trainer.limit_val_batches 8 $(FAST)
+
+reproduce-mini: .venv/installed ## what stages 1 and 2 do for the embedded backbone on sweeps; replaces runs/mini-study
+	@if [ -d $(MINI) ]; then echo "replacing the study of an earlier run in $(MINI)"; rm -rf $(MINI); fi
+	$(BIN)/uscl simulate ultrasound --out $(MINI)/data --patients 30 --workers 2
+	$(BIN)/uscl fit --config experiments/vcl.yaml $(STUDY) $(TUNE) --trainer.default_root_dir $(MINI)/vcl
+	$(BIN)/uscl fit --config experiments/lora.yaml $(STUDY) $(TUNE) --trainer.default_root_dir $(MINI)/lora \
+	  --model.vcl_adapter $(MINI)/vcl/adapter.safetensors
+	$(BIN)/uscl fit --config experiments/lora.yaml $(STUDY) $(TUNE) --trainer.default_root_dir $(MINI)/lora-random \
+	  --model.weights null
+	$(BIN)/uscl test --config experiments/eval_us.yaml $(STUDY) --trainer.default_root_dir $(MINI)/test-untouched
+	$(BIN)/uscl test --config experiments/eval_us.yaml $(STUDY) --trainer.default_root_dir $(MINI)/test-random \
+	  --model.weights null --model.adapter $(MINI)/lora-random/adapter.safetensors
+	$(BIN)/uscl test --config experiments/eval_us.yaml $(STUDY) --trainer.default_root_dir $(MINI)/test \
+	  --model.adapter $(MINI)/lora/adapter.safetensors
+	$(BIN)/python benchmarks/compare.py "LoRA from random weights=$(MINI)/test-random/rows.csv" \
+	  "embedded, untouched=$(MINI)/test-untouched/rows.csv" "embedded, VCL and LoRA=$(MINI)/test/rows.csv" --out $(MINI)/table.md
 
 test: .venv/installed ## lint, types and all tests (under 8 minutes on two cores)
 	$(BIN)/ruff check .

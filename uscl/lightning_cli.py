@@ -21,6 +21,7 @@ import uscl
 
 # Imported so that their short names work in YAML and on the command line.
 from uscl.data import VolumeDataModule
+from uscl.data.datasets import write_splits
 from uscl.data.mask_writer import MaskWriter
 from uscl.errors import InputError
 from uscl.evaluation.scoring import Scoring
@@ -51,13 +52,19 @@ def _quieten() -> None:
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes the resolved configuration and the run's record into the run folder, and into W&B where that logs."""
+    """Writes the resolved configuration, the split and the run's record into the run folder.
+
+    W&B, where it logs, gets the configuration too.
+    """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called once, on the first process."""
         folder = Path(trainer.default_root_dir)
         self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
         begin_record(folder, self.config.get("seed_everything"))
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, VolumeDataModule) and stage != "predict":
+            write_splits(data.data_set, folder / "splits.csv")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))

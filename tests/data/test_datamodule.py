@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from uscl.data import PatchSampling, Preprocessing, VolumeDataModule, read_image, read_label, write_volume
+from uscl.data.augmentations import Augmentation
 from uscl.data.training_patches import PatchNumbers
 from uscl.errors import InputError
 
@@ -57,6 +58,17 @@ def test_workers_change_nothing(study):
     for one, two in zip(*batches, strict=True):
         assert torch.equal(one["image"], two["image"])
         assert one["class_name"] == two["class_name"]
+
+
+def test_augmentation_changes_training_patches_alone(study):
+    plain, changed = module(study), module(study, augmentation=Augmentation(1.0, gain=0.3, rotation=10.0))
+    for data in (plain, changed):
+        data.setup("fit")
+    first, second = (data.train_dataloader().dataset[3] for data in (plain, changed))
+    assert first["case"] == second["case"]
+    assert not torch.equal(first["image"], second["image"])
+    held = [next(iter(data.val_dataloader())) for data in (plain, changed)]
+    assert torch.equal(held[0]["image"], held[1]["image"])
 
 
 def test_patch_numbers_of_epochs_and_ranks():

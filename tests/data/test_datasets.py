@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from uscl.data.datasets import (
     Case,
     DataSet,
     assign_splits,
+    few_shot,
     read_amos,
     read_brats,
     read_folder,
@@ -136,6 +138,34 @@ def test_a_patient_on_two_sides_is_an_error():
         assign_splits(
             DataSet("set", (Case("a", None, None, "p0", "train"), Case("b", None, None, "p0", "test")), {}), 0, 0, 0
         )
+
+
+def test_every_patient_is_in_one_fold_and_testing_stays():
+    data_set = cases(11)
+    sides = {}
+    for part in range(4):
+        found = assign_splits(data_set, 0.1, 0.2, 0, (part, 4))
+        sides[part] = {side: {case.patient for case in found.in_split(side)} for side in ("train", "val", "test")}
+        assert not sides[part]["train"] & sides[part]["val"]
+        assert sides[part]["test"] == sides[0]["test"] != set()
+    folds = [side["val"] for side in sides.values()]
+    assert sum(len(fold) for fold in folds) == len(set().union(*folds)) == 9
+    assert {len(fold) for fold in folds} == {2, 3}
+    for wrong in ((4, 4), (-1, 3), (0, 1), (0, 10)):
+        with pytest.raises(InputError, match=r"data\.fold is \[.*the 9 patients that are not for testing"):
+            assign_splits(data_set, 0.1, 0.2, 0, wrong)
+
+
+def test_few_shots_are_nested_and_leave_the_other_sides_alone():
+    made = [Case(f"p{p}", None, Path("label") if p else None, f"p{p}") for p in range(12)]
+    data_set = assign_splits(DataSet("set", tuple(made), {}), 0.2, 0.2, 0)
+    chosen = [{case.name for case in few_shot(data_set, n, 0).in_split("train")} for n in (1, 2, 4)]
+    assert [len(names) for names in chosen] == [1, 2, 4]
+    assert chosen[0] < chosen[1] < chosen[2]
+    for side in ("val", "test"):
+        assert few_shot(data_set, 1, 0).in_split(side) == data_set.in_split(side)
+    with pytest.raises(InputError, match=r"data\.train_cases is 20; the training side has \d labelled cases"):
+        few_shot(data_set, 20, 0)
 
 
 def touch(root, *names):

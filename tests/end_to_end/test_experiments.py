@@ -1,6 +1,8 @@
 """Every YAML under experiments/ through the command line, on small data and the tiny backbone."""
 
+import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,11 @@ def test_every_run_leaves_its_record(runs):
         config = yaml.safe_load((runs / name / "config.yaml").read_text())
         assert config["model"]["init_args"]["backbone"] == "tiny"
         assert config["trainer"]["default_root_dir"] == str(runs / name)
+        if verb != "predict":
+            with (runs / name / "splits.csv").open() as stream:
+                split = list(csv.DictReader(stream))
+            assert Counter(row["split"] for row in split) == {"train": 2, "val": 2, "test": 2}
+            assert len({(row["patient"], row["split"]) for row in split}) == 3
         assert (runs / name / "adapter.safetensors").exists() == (verb == "fit")
         assert (runs / name / "checkpoints" / "last.ckpt").exists() == (verb == "fit")
 

@@ -14,7 +14,8 @@ from lightning.pytorch import LightningDataModule
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from uscl.data.datasets import READERS, Case, DataSet, Split, assign_splits
+from uscl.data.augmentations import Augmentation
+from uscl.data.datasets import READERS, Case, DataSet, Split, assign_splits, few_shot
 from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, single
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import read_prompts
@@ -47,7 +48,11 @@ class VolumeDataModule(LightningDataModule):
         val_fraction: share of the patients for validation, where the data set leaves the split open.
         test_fraction: share of the patients for testing, likewise.
         split_seed: decides which patients these are.
+        fold: [i, k] for cross-validation: part i of k, counted from 0, of all patients that are not for testing is the
+            validation side.
+        train_cases: train on so many labelled cases alone (few-shot); null for all.
         seed: of the stream of training patches.
+        augmentation: how training patches are changed.
         num_workers: processes that prepare patches.
         cached_cases: prepared cases kept in memory, by each process that prepares patches.
         prompts: table of clicks to predict from (see :func:`uscl.data.prompts.read_prompts`).
@@ -66,7 +71,10 @@ class VolumeDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        fold: tuple[int, int] | None = None,
+        train_cases: int | None = None,
         seed: int = 0,
+        augmentation: Augmentation = Augmentation(),
         num_workers: int = 0,
         cached_cases: int = 64,
         prompts: str | None = None,
@@ -80,8 +88,9 @@ class VolumeDataModule(LightningDataModule):
         self.patches_per_epoch = patches_per_epoch
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.split_seed = split_seed
+        self.split_seed, self.fold, self.train_cases = split_seed, fold, train_cases
         self.seed = seed
+        self.augmentation = augmentation
         self.num_workers = num_workers
         self.cached_cases = cached_cases
         self.prompts = prompts
@@ -98,7 +107,9 @@ class VolumeDataModule(LightningDataModule):
         """All cases, each with its split."""
         if self._data_set is None:
             found = self.read_data_set()
-            self._data_set = assign_splits(found, self.val_fraction, self.test_fraction, self.split_seed)
+            split = assign_splits(found, self.val_fraction, self.test_fraction, self.split_seed, self.fold)
+            few = self.train_cases
+            self._data_set = split if few is None else few_shot(split, few, self.split_seed)
         return self._data_set
 
     @property
@@ -145,7 +156,7 @@ class VolumeDataModule(LightningDataModule):
                 f"{length} patches per epoch do not fill one batch of {self.batch_size} on {self._world_size} "
                 "process(es); raise data.patches_per_epoch or lower data.batch_size"
             )
-        patches = TrainingPatches(self.store, cases_of, self.sampling, self.seed)
+        patches = TrainingPatches(self.store, cases_of, self.sampling, self.seed, self.augmentation)
         sampler = PatchNumbers(length, self._rank, self._world_size)
         return self._loader(patches, sampler, batch_size=self.batch_size, drop_last=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
+from uscl.data.augmentations import Augmentation, augment
 from uscl.data.datasets import Case
 from uscl.data.patches import corner_around, corner_around_label
 from uscl.data.store import PreparedStore
@@ -51,15 +52,18 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         cases_of: for each class the cases that have it; one key None with all cases where labels are not looked at.
         sampling: where to cut.
         seed: of the stream.
+        augmentation: how to change what was cut.
     """
 
     def __init__(
-        self, store: PreparedStore, cases_of: Mapping[str | None, Sequence[Case]], sampling: PatchSampling, seed: int
-    ) -> None:
+        self, store: PreparedStore, cases_of: Mapping[str | None, Sequence[Case]], sampling: PatchSampling, seed: int,
+        augmentation: Augmentation = Augmentation(),
+    ) -> None:  # fmt: skip
         self.store = store
         self.cases_of = {key: tuple(cases) for key, cases in cases_of.items() if cases}
         self.sampling = sampling
         self.seed = seed
+        self.augmentation = augmentation
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Patch ``number``.
@@ -102,11 +106,12 @@ class TrainingPatches(Dataset[dict[str, Any]]):
                 corner = corner_around(np.unravel_index(random.choice(voxels), mask.shape), size)
         shift = random.integers(-sampling.jitter, sampling.jitter + 1, 3)
         corner = (corner[0] + int(shift[0]), corner[1] + int(shift[1]), corner[2] + int(shift[2]))
-        image = preprocessing.normalise(preprocessing.cut(prepared.image, corner), corner, prepared.image.shape)
         flips = tuple(axis for axis in range(3) if random.random() < sampling.flip_probability)
+        target = None if mask is None else preprocessing.cut(mask, corner)
+        image, target = augment(preprocessing.cut(prepared.image, corner), target, self.augmentation, random)
+        image = preprocessing.normalise(image, corner, prepared.image.shape)
         patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))}
-        if mask is not None:
-            target = preprocessing.cut(mask, corner)
+        if target is not None:
             if np.count_nonzero(target) < sampling.minimum_foreground:
                 return None
             patch["target"] = _as_tensor(np.flip(target, flips))

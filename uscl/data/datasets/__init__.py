@@ -5,7 +5,7 @@ from pathlib import Path
 
 from uscl.data.datasets.amos import read_amos
 from uscl.data.datasets.brats import read_brats
-from uscl.data.datasets.cases import Case, DataSet, Split, assign_splits
+from uscl.data.datasets.cases import Case, DataSet, Split, assign_splits, few_shot, write_splits
 from uscl.data.datasets.folder import read_folder
 from uscl.data.datasets.totalsegmentator import read_totalsegmentator
 
@@ -15,6 +15,6 @@ READERS: dict[str, Callable[[Path, str | None], DataSet]] = {
 """The layouts that ``data.dataset`` knows. A reader takes the folder and which modality to use."""
 
 __all__ = [
-    "READERS", "Case", "DataSet", "Split", "assign_splits", "read_amos", "read_brats", "read_folder",
-    "read_totalsegmentator",
+    "READERS", "Case", "DataSet", "Split", "assign_splits", "few_shot", "read_amos", "read_brats", "read_folder",
+    "read_totalsegmentator", "write_splits",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,7 +86,9 @@ class DataSet:
         return tuple(case for case in self.cases if case.split == split)
 
 
-def assign_splits(data_set: DataSet, val_fraction: float, test_fraction: float, seed: int) -> DataSet:
+def assign_splits(
+    data_set: DataSet, val_fraction: float, test_fraction: float, seed: int, fold: tuple[int, int] | None = None
+) -> DataSet:
     """Gives every case without a split one, patient by patient.
 
     Patients are ordered by a hash of their name and the seed; the first go to test, the next to validation, the rest to
@@ -98,9 +101,11 @@ def assign_splits(data_set: DataSet, val_fraction: float, test_fraction: float, 
             open.
         test_fraction: the same for testing.
         seed: of the order.
+        fold: (i, k) makes part i of k, counted from 0, of all patients that are not for testing the validation side,
+            and the others the training side, whatever the data set says of them.
 
     Raises:
-        InputError: the data set itself puts one patient on two sides.
+        InputError: the data set itself puts one patient on two sides, or there is no such fold.
     """
     placed: dict[str, Split] = {}
     for case in data_set.cases:
@@ -122,7 +127,42 @@ def assign_splits(data_set: DataSet, val_fraction: float, test_fraction: float, 
         placed |= dict.fromkeys(open_patients[:count], side)
         open_patients = open_patients[count:]
     placed |= dict.fromkeys(open_patients, "train")
+    if fold is not None:
+        placed |= _fold(sorted(patient for patient, side in placed.items() if side != "test"), fold, seed)
     return replace(data_set, cases=tuple(replace(case, split=placed[case.patient]) for case in data_set.cases))
+
+
+def _fold(patients: list[str], fold: tuple[int, int], seed: int) -> dict[str, Split]:
+    part, parts = fold
+    if not 0 <= part < parts or not 2 <= parts <= len(patients):
+        raise InputError(f"data.fold is [{part}, {parts}]; expected [i, k] with i from 0 to k - 1 and k from 2 to the "
+                         f"{len(patients)} patients that are not for testing")  # fmt: skip
+    order = sorted(patients, key=lambda patient: derive_seed("fold", seed, patient))
+    return {patient: "val" if place % parts == part else "train" for place, patient in enumerate(order)}
+
+
+def few_shot(data_set: DataSet, count: int, seed: int) -> DataSet:
+    """Keeps ``count`` training cases that have a label map, and all cases of the other sides.
+
+    The cases of a smaller count are among those of a larger one.
+
+    Raises:
+        InputError: there are not as many.
+    """
+    usable = [case for case in data_set.in_split("train") if case.label is not None]
+    if not 1 <= count <= len(usable):
+        raise InputError(f"data.train_cases is {count}; the training side has {len(usable)} labelled cases")
+    kept = {case.name for case in sorted(usable, key=lambda case: derive_seed("few shot", seed, case.name))[:count]}
+    cases = tuple(case for case in data_set.cases if case.split != "train" or case.name in kept)
+    return replace(data_set, cases=cases)
+
+
+def write_splits(data_set: DataSet, path: Path) -> None:
+    """Writes who is on which side, as CSV with the columns case, patient and split, which ``patients.csv`` has too."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("case", "patient", "split"))
+        writer.writerows((case.name, case.patient, case.split) for case in data_set.cases)
 
 
 def check_unique(data_set: DataSet) -> DataSet:
