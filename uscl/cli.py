@@ -25,6 +25,7 @@ _VERBS = {
 }
 _TOOLS = {
     "segment": "segment one object of one image: uscl segment IMAGE --points 'i,j,k,label' --out MASK.nii.gz",
+    "prepare": "check a download and write a compact store: uscl prepare amos --root DOWNLOAD --out DIR",
     "simulate": "write a phantom study: uscl simulate ultrasound --out DIR",
 }
 

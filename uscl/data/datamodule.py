@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from rich.progress import track
@@ -18,6 +17,7 @@ from uscl.data.augmentations import Augmentation
 from uscl.data.datasets import READERS, Case, DataSet, Split, assign_splits, few_shot
 from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, single
 from uscl.data.patches import Preprocessing
+from uscl.data.prepared import read_prepared
 from uscl.data.prompts import read_prompts
 from uscl.data.store import PreparedStore
 from uscl.data.training_patches import PatchNumbers, PatchSampling, TrainingPatches
@@ -25,6 +25,7 @@ from uscl.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_READERS = {**READERS, "prepared": read_prepared}
 Loader = DataLoader[dict[str, Any]]
 
 
@@ -38,8 +39,8 @@ class VolumeDataModule(LightningDataModule):
         root: the data folder.
         preprocessing: how every volume is prepared.
         sampling: where training patches are cut.
-        dataset: its layout: ``folder`` (plain, or an nnU-Net raw data set), ``amos``, ``totalsegmentator`` or
-            ``brats``.
+        dataset: its layout: ``folder`` (plain, or an nnU-Net raw data set), ``amos``, ``totalsegmentator``,
+            ``brats``, or ``prepared`` for what ``uscl prepare`` wrote.
         modality: which image of a case, or which cases: a channel's number or name (``folder``), ``ct`` or ``mr``
             (``amos``, ``totalsegmentator``), ``t1n``, ``t1c``, ``t2w`` or ``t2f`` (``brats``); null for the default.
         classes: names of classes to use; null for all that the data set names.
@@ -63,7 +64,7 @@ class VolumeDataModule(LightningDataModule):
         root: str,
         preprocessing: Preprocessing = Preprocessing(),
         sampling: PatchSampling = PatchSampling(),
-        dataset: Literal["folder", "amos", "totalsegmentator", "brats"] = "folder",
+        dataset: Literal["folder", "amos", "totalsegmentator", "brats", "prepared"] = "folder",
         modality: str | None = None,
         classes: list[str] | None = None,
         batch_size: int = 2,
@@ -100,7 +101,7 @@ class VolumeDataModule(LightningDataModule):
 
     def read_data_set(self) -> DataSet:
         """Lists the cases of the layout in use, with the classes in use."""
-        return READERS[self.dataset](Path(self.root), self.modality).only(self.classes)
+        return _READERS[self.dataset](Path(self.root), self.modality).require_sound().only(self.classes)
 
     @property
     def data_set(self) -> DataSet:
@@ -116,7 +117,8 @@ class VolumeDataModule(LightningDataModule):
     def store(self) -> PreparedStore:
         """The prepared cases."""
         if self._store is None:
-            self._store = PreparedStore(self.preprocessing, self.data_set, self.cached_cases)
+            folder = Path(self.root).expanduser() if self.dataset == "prepared" else None
+            self._store = PreparedStore(self.preprocessing, self.data_set, self.cached_cases, folder)
         return self._store
 
     def setup(self, stage: Literal["fit", "validate", "test", "predict"] | str) -> None:
@@ -211,8 +213,8 @@ class VolumeDataModule(LightningDataModule):
         wanted = self.data_set.classes
         objects = []
         for case in track(cases, f"Looking through {len(cases)} {split} cases", disable=len(cases) < 2, transient=True):
-            present = set(np.unique(self.store.labelled(case)[1]).tolist())
-            if not present - {0} and case.label is not None and not case.label.is_dir():
+            present = set(self.store.labelled(case)[0].summary)
+            if not present and case.label is not None and not case.label.is_dir():
                 raise InputError(
                     f"{case.label}: has no foreground (at a spacing of {self.preprocessing.spacing} mm); "
                     "correct the map, or remove image and map"

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 from uscl.data.datasets import Case
-from uscl.data.patches import Preprocessing, corner_around, corner_around_label
+from uscl.data.patches import Preprocessing, Sliceable, corner_around, corner_around_box
 from uscl.data.prompts import Prompt
 from uscl.data.store import PreparedStore, read_case
 from uscl.data.volume import Array, Index, Volume, read_image
@@ -48,11 +48,13 @@ class LabelledObjects(Dataset[dict[str, Any]]):
         case, class_name = self.objects[number]
         preprocessing = self.store.preprocessing
         prepared, label = self.store.labelled(case)
-        mask = self.store.data_set.mask(label, class_name)
-        corner = corner_around_label(mask, preprocessing.patch_size)
+        box = prepared.box(self.store.data_set.classes[class_name])
+        assert box is not None, "objects are listed from what occurs"
+        corner = corner_around_box(box, preprocessing.patch_size)
+        target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
         item = {
             **_patch(preprocessing, prepared.image, corner),
-            "target": torch.from_numpy(preprocessing.cut(mask, corner)),
+            "target": torch.from_numpy(target),
             "grid": prepared.grid,
             "data_set": self.store.data_set.name,
             "case": case.name,
@@ -169,7 +171,7 @@ def single(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {**item, "image": item["image"][None]}
 
 
-def _patch(preprocessing: Preprocessing, image: Array, corner: Index) -> dict[str, Any]:
+def _patch(preprocessing: Preprocessing, image: Sliceable, corner: Index) -> dict[str, Any]:
     patch = preprocessing.normalise(preprocessing.cut(image, corner), corner, image.shape)
     return {"image": torch.from_numpy(patch)[None], "corner": corner}
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,6 +26,20 @@ from uscl.errors import InputError
 
 # Directions in LPS along which the prepared x, y, z grow: Right, Anterior, Superior.
 _RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+class Sliceable(Protocol):
+    """An array in memory, or one on disk that is read where it is sliced."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+
+    @property
+    def dtype(self) -> Any:
+        """Of what slicing gives."""
+
+    def __getitem__(self, slices: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -175,11 +189,11 @@ class Preprocessing:
         grid = self.grid(volume)
         return np.ascontiguousarray(grid.resample(grid.orient(volume.array).astype(np.int32), nearest=True))
 
-    def cut(self, array: Array, corner: Index) -> Array:
+    def cut(self, array: Sliceable, corner: Index) -> Array:
         """The S^3 patch of a prepared array that begins at ``corner``, zeros where it reaches beyond."""
         return cut_box(array, corner, self.patch_size)
 
-    def normalise(self, patch: Array, corner: Index, shape: Index) -> Array:
+    def normalise(self, patch: Array, corner: Index, shape: Sequence[int]) -> Array:
         """Normalised intensities of a patch, float32.
 
         A patch without contrast (no voxel above 0, or all the same) is centred and left unscaled, never NaN.
@@ -212,12 +226,16 @@ def corner_around_label(mask: Array, size: int) -> Index:
         mask: bool [x, y, z] on the prepared grid.
         size: S.
     """
-    corner = []
+    box = []
     for axis in range(3):
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = (hit[0], hit[-1] + 1) if hit.size else (0, mask.shape[axis])
-        corner.append(int(low + high) // 2 - size // 2)
-    return _index(corner)
+        box.append((int(hit[0]), int(hit[-1]) + 1) if hit.size else (0, mask.shape[axis]))
+    return corner_around_box(box, size)
+
+
+def corner_around_box(box: Sequence[tuple[int, int]], size: int) -> Index:
+    """The same from the object's bounding box: first voxel and the one after the last, along each axis."""
+    return _index((low + high) // 2 - size // 2 for low, high in box)
 
 
 def corner_around(centre: Sequence[float], size: int) -> Index:
@@ -225,7 +243,7 @@ def corner_around(centre: Sequence[float], size: int) -> Index:
     return _index(int(np.floor(c + 0.5)) - size // 2 for c in centre)
 
 
-def cut_box(array: Array, corner: Index, size: int) -> Array:
+def cut_box(array: Sliceable, corner: Index, size: int) -> Array:
     """A cube of ``size`` voxels that begins at ``corner``, which may lie outside; zeros beyond the array."""
     out = np.zeros((size,) * 3, array.dtype)
     spans = [(max(0, c), min(n, c + size), c) for c, n in zip(corner, array.shape, strict=True)]

@@ -1,17 +1,21 @@
-"""Prepared cases, kept in memory so that a volume is read and resampled once."""
+"""Prepared cases: kept in memory, and read from a folder where ``uscl prepare`` has written them."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uscl.data.datasets import Case, DataSet
-from uscl.data.patches import Grid, Preprocessing
-from uscl.data.volume import Array, Volume, read_image, read_label
+from uscl.data.patches import Grid, Preprocessing, Sliceable
+from uscl.data.prepared import LabelSummary, open_case, summarise
+from uscl.data.volume import Volume, read_image, read_label
 from uscl.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -19,52 +23,83 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """A case on the prepared grid.
+    """A case on the prepared grid. Arrays that lie on disk are read where they are sliced.
 
     Attributes:
         image: clamped intensities [x, y, z], float32.
-        label: label ids [x, y, z], int32, or None.
+        label: label ids [x, y, z], or None.
         grid: the way back to the volume.
+        stored_summary: what is known of every label id, where that was stored.
     """
 
-    image: Array
-    label: Array | None
+    image: Sliceable
+    label: Sliceable | None
     grid: Grid
+    stored_summary: dict[int, LabelSummary] | None = None
+
+    @cached_property
+    def summary(self) -> dict[int, LabelSummary]:
+        """How many voxels every label id has, where they lie, and some of them."""
+        if self.stored_summary is not None:
+            return self.stored_summary
+        return {} if self.label is None else summarise(self.label[:])
+
+    def box(self, ids: Sequence[int]) -> list[tuple[int, int]] | None:
+        """Bounding box of a class, along each axis the first voxel and the one after the last; None if it is absent."""
+        found = [self.summary[i] for i in ids if i in self.summary]
+        if not found:
+            return None
+        return [(min(s.low[axis] for s in found), max(s.high[axis] for s in found)) for axis in range(3)]
+
+    def voxel(self, ids: Sequence[int], random: np.random.Generator) -> NDArray[np.int32]:
+        """One voxel [3] of a class that is there, at random."""
+        found = [self.summary[i] for i in ids if i in self.summary]
+        counts = np.array([s.count for s in found], float)
+        voxels = found[int(random.choice(len(found), p=counts / counts.sum()))].voxels
+        drawn: NDArray[np.int32] = voxels[int(random.integers(len(voxels)))]
+        return drawn
 
 
 class PreparedStore:
-    """Prepares cases on first use and keeps the last ``capacity`` of them.
+    """Prepares cases on first use, or opens what was prepared, and keeps the last ``capacity`` of them.
 
     Args:
         preprocessing: how.
         data_set: names the labels that may occur.
         capacity: cases kept in memory.
+        folder: where ``uscl prepare`` has written them; None prepares from the files of the data set.
     """
 
-    def __init__(self, preprocessing: Preprocessing, data_set: DataSet, capacity: int) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing, data_set: DataSet, capacity: int, folder: Path | None = None
+    ) -> None:
         self.preprocessing = preprocessing
         self.data_set = data_set
         self.capacity = capacity
+        self.folder = folder
         self._kept: OrderedDict[str, PreparedCase] = OrderedDict()
 
     def get(self, case: Case) -> PreparedCase:
         """The prepared case.
 
         Raises:
-            InputError: see :func:`read_case`.
+            InputError: see :func:`read_case` and :func:`uscl.data.prepared.open_case`.
         """
         if case.name in self._kept:
             self._kept.move_to_end(case.name)
             return self._kept[case.name]
-        volume, label = read_case(case, self.data_set)
-        image, grid = self.preprocessing.prepare_image(volume)
-        prepared = PreparedCase(image, None if label is None else self.preprocessing.prepare_label(label), grid)
+        if self.folder is not None:
+            prepared = PreparedCase(*open_case(self.folder, self.preprocessing, case.name))
+        else:
+            volume, label = read_case(case, self.data_set)
+            image, grid = self.preprocessing.prepare_image(volume)
+            prepared = PreparedCase(image, None if label is None else self.preprocessing.prepare_label(label), grid)
         self._kept[case.name] = prepared
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
         return prepared
 
-    def labelled(self, case: Case) -> tuple[PreparedCase, Array]:
+    def labelled(self, case: Case) -> tuple[PreparedCase, Sliceable]:
         """The prepared case and its label map.
 
         Raises:
@@ -72,9 +107,8 @@ class PreparedStore:
         """
         prepared = self.get(case)
         if prepared.label is None:
-            raise InputError(
-                f"{case.image}: has no label map; put one of the same name into the label folder, or leave the case out"
-            )
+            raise InputError(f"{case.image}: has no label map; put one of the same name into the label folder, or "
+                             "leave the case out")  # fmt: skip
         return prepared, prepared.label
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from uscl.data.augmentations import Augmentation, augment
 from uscl.data.datasets import Case
-from uscl.data.patches import corner_around, corner_around_label
+from uscl.data.patches import corner_around, corner_around_box
 from uscl.data.store import PreparedStore
 from uscl.data.volume import Array, Index
 from uscl.errors import InputError
@@ -92,24 +92,26 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         preprocessing, sampling = self.store.preprocessing, self.sampling
         size = preprocessing.patch_size
         prepared = self.store.get(case)
-        mask = None
+        label = None
         if class_name is None:
             corner = _corner_anywhere(prepared.image.shape, size, random)
         else:
-            mask = self.store.data_set.mask(self.store.labelled(case)[1], class_name)
+            label, ids = self.store.labelled(case)[1], self.store.data_set.classes[class_name]
+            box = prepared.box(ids)
+            if box is None:
+                return None
             if sampling.centre == "label_box":
-                corner = corner_around_label(mask, size)
+                corner = corner_around_box(box, size)
             else:
-                voxels = np.flatnonzero(mask)
-                if voxels.size == 0:
-                    return None
-                corner = corner_around(np.unravel_index(random.choice(voxels), mask.shape), size)
+                corner = corner_around(prepared.voxel(ids, random).tolist(), size)
         shift = random.integers(-sampling.jitter, sampling.jitter + 1, 3)
         corner = (corner[0] + int(shift[0]), corner[1] + int(shift[1]), corner[2] + int(shift[2]))
         flips = tuple(axis for axis in range(3) if random.random() < sampling.flip_probability)
-        target = None if mask is None else preprocessing.cut(mask, corner)
+        target = None
+        if label is not None and class_name is not None:
+            target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
         image, target = augment(preprocessing.cut(prepared.image, corner), target, self.augmentation, random)
-        image = preprocessing.normalise(image, corner, prepared.image.shape)
+        image = preprocessing.normalise(image, corner, prepared.grid.shape)
         patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))}
         if target is not None:
             if np.count_nonzero(target) < sampling.minimum_foreground:

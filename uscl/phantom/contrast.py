@@ -39,7 +39,7 @@ def render(world: World, random: np.random.Generator) -> NDArray[np.float32]:
         Intensities [S, S, S]: Hounsfield units, or 0 to about 1000 as MR has them. Where a scan would have ended they
         are 0, as in a padded patch.
     """
-    kind = random.choice(["ct", "mr", "random"], p=[0.3, 0.2, 0.5]) if world.anatomical else "random"
+    kind = random.choice(["ct", "mr", "random"], p=[0.4, 0.3, 0.3]) if world.anatomical else "random"
     if kind == "ct":
         values = hounsfield_units(PHASES[int(random.integers(3))], random, spread=12)
         spread = np.full(STRUCTURES, random.uniform(0, 25), np.float32)

@@ -106,7 +106,10 @@ class RenderedPatches(Dataset[dict[str, Any]]):
         rendered = self._rendered(self.image_of(number))
         world, names = rendered.world, rendered.names
         random = np.random.default_rng(derive_seed("pretraining patch", self.seed, number))
-        chosen = [names[i] for i in random.permutation(len(names))][: self.objects]
+        chosen = [names[i] for i in random.permutation(len(names))]
+        if rendered.world.middle in chosen:  # what patches are cut around at evaluation is asked for more often
+            chosen.insert(0, chosen.pop(chosen.index(rendered.world.middle)))
+        chosen = chosen[: self.objects]
         chosen += [chosen[int(random.integers(len(chosen)))] for _ in range(self.objects - len(chosen))]
         masks = np.stack([world.mask(name) for name in chosen])
         flips = tuple(axis for axis in range(3) if random.random() < 0.15)

@@ -45,11 +45,13 @@ class World:
         structure: ids, uint8 [S, S, S], x to the right, y to the front, z to the head.
         objects: for each object the ids that it is made of, bool [ids].
         anatomical: whether the ids are those of :class:`Structure`.
+        middle: the object that the patch was placed around, if it was.
     """
 
     structure: NDArray[np.uint8]
     objects: dict[str, NDArray[np.bool_]]
     anatomical: bool
+    middle: str | None = None
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Where an object is, bool [S, S, S]."""
@@ -82,14 +84,16 @@ def body_world(anatomy: Anatomy, objects: dict[str, NDArray[np.bool_]], random: 
     ids = anatomy.structure
     if random.random() < 0.4:  # many brain scans are published without the skull
         ids = np.where(np.isin(ids, (_S.SCALP, _S.SKULL)), np.uint8(0), ids)
+    middle = None
     if random.random() < 0.5:
-        present = [table for table in objects.values() if table[ids[::4, ::4, ::4]].any()]
-        chosen = np.argwhere(present[int(random.integers(len(present)))][ids[::4, ::4, ::4]]) * 4
+        present = [name for name, table in objects.items() if table[ids[::4, ::4, ::4]].any()]
+        middle = present[int(random.integers(len(present)))]
+        chosen = np.argwhere(objects[middle][ids[::4, ::4, ::4]]) * 4
         centre = (chosen.min(0) + chosen.max(0)) / 2 + random.uniform(-8, 8, 3)
     else:
         inside = np.argwhere(ids[::4, ::4, ::4] > 0) * 4
         centre = inside[int(random.integers(len(inside)))].astype(float)
-    return World(_deformed(ids, centre, spacing / anatomy.voxel, size, random), objects, anatomical=True)
+    return World(_deformed(ids, centre, spacing / anatomy.voxel, size, random), objects, True, middle)
 
 
 def _deformed(

@@ -114,7 +114,8 @@ class PretrainModule(LightningModule):
         backbone: configuration or variant name.
         weights: checkpoint to go on from; null starts from random weights.
         clicks: how clicks are simulated.
-        balanced_steps: over so many steps the cross-entropy goes from balanced to plain.
+        balance: how far the cross-entropy weighs inside and outside of each object alike, from 0 to 1 (see
+            :func:`~uscl.prompting.pretraining.soft_dice_bce`).
         semantic_weight: weight of naming structures.
         intensity_weight: weight of repeating intensities.
         val_clicks: numbers of clicks after which validation looks at Dice.
@@ -129,7 +130,7 @@ class PretrainModule(LightningModule):
         backbone: SamMed3DConfig | str = "mini",
         weights: str | None = None,
         clicks: PretrainingClicks = PretrainingClicks(),
-        balanced_steps: int = 300,
+        balance: float = 0.5,
         semantic_weight: float = 0.5,
         intensity_weight: float = 0.3,
         val_clicks: tuple[int, ...] = (1, 3, 5),
@@ -138,7 +139,7 @@ class PretrainModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.clicks, self.balanced_steps = clicks, balanced_steps
+        self.clicks, self.balance = clicks, balance
         self.semantic_weight, self.intensity_weight = semantic_weight, intensity_weight
         self.val_clicks = tuple(sorted(val_clicks))
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
@@ -162,8 +163,7 @@ class PretrainModule(LightningModule):
         seed = derive_seed("pretraining", self.seed, self.current_epoch, batch_idx, self.global_rank)
         generator = torch.Generator().manual_seed(seed)
         embedding = self.net.encode_image(batch["image"])
-        balance = max(0.0, 1 - self.global_step / max(1, self.balanced_steps))
-        loss_of = partial(soft_dice_bce, balance=balance)
+        loss_of = partial(soft_dice_bce, balance=self.balance)
         clicks = self.clicks.at(self.global_step)
         loss, dice = pretraining_rollout(self.net, embedding, batch["target"], loss_of, clicks, generator)
         size = len(batch["image"])

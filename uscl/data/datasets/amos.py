@@ -37,14 +37,13 @@ def read_amos(root: Path, modality: str | None = None) -> DataSet:
         modality: ``ct``, ``mr``, or None for both.
 
     Raises:
-        InputError: no such folder, no labelled case of the modality, a file with another name than AMOS gives, or an
-            image without its label.
+        InputError: no such folder, no labelled case of the modality, or a file with another name than AMOS gives.
     """
     root = Path(root).expanduser()
     if modality not in (None, "ct", "mr"):
         raise InputError(f"data.modality is {modality!r}; AMOS has ct and mr")
     sides: tuple[tuple[str, Split | None], ...] = (("Tr", None), ("Va", "test"))
-    cases = []
+    cases, problems = [], {}
     for side, split in sides:
         labels = volumes(root / f"labels{side}")
         if not labels:
@@ -58,12 +57,13 @@ def read_amos(root: Path, modality: str | None = None) -> DataSet:
             if modality not in (None, kind):
                 continue
             if name not in labels:
-                raise InputError(f"{image}: no label of that name under labels{side}; unpack the download again, or "
-                                 "take the image away")  # fmt: skip
+                problems[name] = (f"{image}: no label of that name under labels{side}; unpack the download again, or "
+                                  "take the image away")  # fmt: skip
+                continue
             cases.append(Case(name, image, labels[name], name, split))
     if not cases:
         raise InputError(
             f"{root}: no labelled {modality or ''} case under imagesTr/labelsTr or imagesVa/labelsVa; give the folder "
             "that holds them (amos22)"
         )
-    return check_unique(DataSet("AMOS22", tuple(cases), LABEL_NAMES))
+    return check_unique(DataSet("AMOS22", tuple(cases), LABEL_NAMES, problems=problems))

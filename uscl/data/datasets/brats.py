@@ -53,33 +53,34 @@ def read_brats(root: Path, modality: str | None = None) -> DataSet:
     if contrast is None:
         raise InputError(f"data.modality is {modality!r}; BraTS has {', '.join(CONTRASTS)}")
     found: dict[str, dict[str, Path]] = {}
+    problems = {}
     for path in sorted(root.rglob("*.nii*")):
         parts = _NAME.fullmatch(path.name)
         if parts is not None:
             kind = CONTRASTS.get(parts["kind"].lower(), "seg")
             files = found.setdefault(parts["case"], {})
             if kind in files:
-                raise InputError(f"{path}: {parts['case']} has a {kind} already, {files[kind]}; keep copies and "
-                                 "predictions outside the data folder")  # fmt: skip
+                problems[parts["case"]] = (f"{path}: {parts['case']} has a {kind} already, {files[kind]}; keep copies "
+                                           "and predictions outside the data folder")  # fmt: skip
             files[kind] = path
     if not found:
         raise InputError(f"{root}: no BraTS files; expected e.g. BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz")
-    without = [case for case, files in found.items() if contrast not in files]
-    if without:
-        raise InputError(
-            f"{root}: no {contrast} of {len(without)} cases, first {without[0]}; choose another data.modality"
-        )
+    for case in found:
+        if contrast not in found[case]:
+            folder = next(iter(found[case].values())).parent
+            problems[case] = f"{folder}: no {contrast} of {case}; complete the case, or choose another data.modality"
+    usable = sorted(found.keys() - problems.keys())
+    if not usable:
+        raise InputError(next(iter(problems.values())))
     years = {case.lower().startswith("brats-") for case in found}
     if len(years) > 1:
         raise InputError(
             f"{root}: mixes BraTS 2023, where 3 is enhancing tumour, with older years, where 4 is; separate them"
         )
-    cases = tuple(
-        Case(case, files[contrast], files.get("seg"), _patient(case)) for case, files in sorted(found.items())
-    )
+    cases = tuple(Case(case, found[case][contrast], found[case].get("seg"), _patient(case)) for case in usable)
     regions = _REGIONS_2023 if years.pop() else _REGIONS_BEFORE
     names = {i: f"label {i}" for i in regions["whole tumour"]}
-    return check_unique(DataSet("BraTS", cases, names, dict(regions)))
+    return check_unique(DataSet("BraTS", cases, names, dict(regions), problems))
 
 
 def _patient(case: str) -> str:

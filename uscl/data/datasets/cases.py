@@ -48,12 +48,25 @@ class DataSet:
         label_names: structure of each label id; 0 is background and not listed.
         regions: classes made of several ids, which may overlap, as BraTS has them; without any, every label id is a
             class of its own.
+        problems: cases that cannot be used as they lie there, by name, and why.
     """
 
     name: str
     cases: tuple[Case, ...]
     label_names: dict[int, str]
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def require_sound(self) -> DataSet:
+        """Returns the data set if every case can be used.
+
+        Raises:
+            InputError: one cannot; the message names the first and how many there are.
+        """
+        if self.problems:
+            more = f" ({len(self.problems) - 1} more such cases)" if len(self.problems) > 1 else ""
+            raise InputError(f"{next(iter(self.problems.values()))}{more}")
+        return self
 
     @property
     def classes(self) -> dict[str, tuple[int, ...]]:

@@ -47,23 +47,29 @@ def read_folder(root: Path, modality: str | None = None) -> DataSet:
     if not root.is_dir():
         raise InputError(f"{root}: no such data folder; data/README.md shows the layout")
     description = _read_description(root / "dataset.json")
-    train = _images(root / "imagesTr", description.channel(modality))
+    channel = description.channel(modality)
+    train = _images(root / "imagesTr", channel)
     if not train:
         raise InputError(f"{root / 'imagesTr'}: no volumes ({', '.join(WRITABLE)}); data/README.md shows the layout")
     train_labels, test_labels = volumes(root / "labelsTr"), volumes(root / "labelsTs")
-    test = {}
+    test: dict[str, Path | None] = {}
     if test_labels or not train_labels:
-        test = _images(root / "imagesTs", description.channel(modality))
+        test = _images(root / "imagesTs", channel)
     elif volumes(root / "imagesTs"):
         log.info("%s: no labels for the images of imagesTs; they are left out", root)
-    sides: list[tuple[dict[str, Path], dict[str, Path], Split | None]] = [
+    sides: list[tuple[dict[str, Path | None], dict[str, Path], Split | None]] = [
         (train, train_labels, None),
         (test, test_labels, "test"),
     ]
     patients = _read_patients(root / "patients.csv")
-    cases = []
+    cases, problems = [], {}
     for images, labels, side in sides:
         for name, image in images.items():
+            if image is None:
+                problems[name] = (f"{root}: channel {channel[0]} ({name}_{channel[0]:04d}) of case {name} is missing; "
+                                  "complete the case or take it away")  # fmt: skip
+                patients.pop(name, None)
+                continue
             patient, split = patients.pop(name, (name, side))
             cases.append(Case(name, image, labels.get(name), patient, split))
     if patients:
@@ -72,7 +78,7 @@ def read_folder(root: Path, modality: str | None = None) -> DataSet:
         found = "names no label" if description.file.is_file() else "missing; it names the labels"
         raise InputError(f"{description.file}: {found}; expected {_EXPECTED}")
     name = description.name or root.name
-    return check_unique(DataSet(name, tuple(cases), description.label_names, description.regions))
+    return check_unique(DataSet(name, tuple(cases), description.label_names, description.regions, problems))
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,11 @@ def volumes(folder: Path) -> dict[str, Path]:
     return {stem(path): path for path in files}
 
 
-def _images(folder: Path, channel: tuple[int, int]) -> dict[str, Path]:
-    """Images of one channel by case. A suffix is a channel only if dataset.json has that many: amos_0017 is a case."""
+def _images(folder: Path, channel: tuple[int, int]) -> dict[str, Path | None]:
+    """Images of one channel by case, None where it is missing.
+
+    A suffix is a channel only if dataset.json has that many: amos_0017 is a case.
+    """
     number, count = channel
     wanted, suffixes = f"_{number:04d}", {f"_{n:04d}" for n in range(max(1, count))}
     found: dict[str, Path | None] = {}
@@ -113,11 +122,7 @@ def _images(folder: Path, channel: tuple[int, int]) -> dict[str, Path]:
             found[case] = path
         else:
             found.setdefault(case, None)
-    lacking = [case for case, path in found.items() if path is None]
-    if lacking:
-        raise InputError(f"{folder}: channel {number} ({lacking[0]}{wanted}) of {len(lacking)} cases is missing, first "
-                         f"{lacking[0]}; complete these cases or take them away")  # fmt: skip
-    return {case: path for case, path in found.items() if path is not None}
+    return found
 
 
 def _read_description(path: Path) -> _Description:

@@ -33,7 +33,7 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
         modality: ``ct``, ``mr``, or None for whichever a case has.
 
     Raises:
-        InputError: no such folder or case, a case without masks or image, or a split in meta.csv that is none.
+        InputError: no such folder or case, or a split in meta.csv that is none.
     """
     root = Path(root).expanduser()
     if modality not in (None, *FILES):
@@ -44,9 +44,8 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
         raise InputError(f"{root}: no */{' or */'.join(wanted)}; give the folder that holds s0000, s0001 ...")
     complete = {image.parent for file in FILES.values() for image in root.glob(f"*/{file}")}
     without = sorted({folder.parent for folder in root.glob("*/segmentations")} - complete)
-    if without:
-        raise InputError(f"{without[0]}: has segmentations but neither {' nor '.join(FILES.values())}; unpack the case "
-                         "again, or remove it")  # fmt: skip
+    problems = {folder.name: f"{folder}: has segmentations but neither {' nor '.join(FILES.values())}; unpack the "
+                "case again, or remove it" for folder in without}  # fmt: skip
     splits = _read_splits(root / "meta.csv")
     masks_of: dict[str, set[str]] = {}
     cases = []
@@ -54,7 +53,8 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
         folder, name = image.parent / "segmentations", image.parent.name
         masks = volumes(folder)
         if not masks:
-            raise InputError(f"{folder}: no masks; unpack the case again, or remove {image.parent}")
+            problems[name] = f"{folder}: no masks; unpack the case again, or remove {image.parent}"
+            continue
         masks_of[name] = set(masks)
         cases.append(Case(name, image, folder, name, splits.get(name)))
     names = set[str]().union(*masks_of.values())
@@ -64,7 +64,7 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
                     "as absent there", root, len(partial), len(cases), partial[0],
                     ", ".join(sorted(names - masks_of[partial[0]])[:4]))  # fmt: skip
     label_names = dict(enumerate(sorted(names), start=1))
-    return check_unique(DataSet("TotalSegmentator", tuple(cases), label_names))
+    return check_unique(DataSet("TotalSegmentator", tuple(cases), label_names, problems=problems))
 
 
 def _read_splits(path: Path) -> dict[str, Split]:

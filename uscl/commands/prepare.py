@@ -1,0 +1,124 @@
+"""``uscl prepare``: a download checked case by case, and a compact store that patches are read from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from uscl.data.checks import UNUSABLE, USABLE, CaseReport, check_and_prepare, write_report
+from uscl.data.datasets import READERS, DataSet
+from uscl.data.patches import Preprocessing
+from uscl.data.prepared import require_blosc2, write_data_set
+from uscl.errors import InputError
+
+log = logging.getLogger(__name__)
+REPORT = "prepare_report.csv"
+_MARK = ".uscl-store"
+
+
+def prepare(
+    dataset: Literal["folder", "amos", "totalsegmentator", "brats"],
+    root: str,
+    out: str,
+    modality: str | None = None,
+    classes: list[str] | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+    workers: int = 1,
+    skip_bad: bool = False,
+) -> None:
+    """Checks every case of a data set and writes the usable ones into a store for `--data.dataset prepared`.
+
+    Args:
+        dataset: layout of the download: folder (also nnU-Net raw), amos, totalsegmentator or brats.
+        root: the download; nothing is written into it.
+        out: folder of the store; an interrupted run is taken up again.
+        modality: which image of a case, or which cases, as data.modality.
+        classes: names of classes to use; the default is all.
+        preprocessing: spacing and clamp of the store; training must ask for the same.
+        workers: processes.
+        skip_bad: leave unusable cases out instead of ending with an error.
+
+    Raises:
+        InputError: the download or the store cannot be used, or a case cannot and skip_bad is not given. The report
+            is written all the same.
+    """
+    require_blosc2()
+    source, folder = Path(root).expanduser(), Path(out).expanduser()
+    data_set = READERS[dataset](source, modality).only(classes)
+    origin = {"dataset": dataset, "root": str(source.resolve()), "modality": modality, "classes": classes,
+              "label_names": {str(i): name for i, name in data_set.label_names.items()}}  # fmt: skip
+    _claim(folder, source, origin)
+    reports = [CaseReport(name, UNUSABLE, problem) for name, problem in data_set.problems.items()]
+    reports += _check_all(data_set, preprocessing, folder, workers)
+    write_report(folder / REPORT, reports)
+    bad = [report for report in reports if report.status == UNUSABLE]
+    Console().print(_summary(reports, data_set))
+    for report in bad[:10]:
+        log.warning("%s: %s", report.case, report.problem)
+    if bad and not skip_bad:
+        raise InputError(f"{len(bad)} of {len(reports)} cases cannot be used (see {folder / REPORT}); mend them and "
+                         "run again, or leave them out with --skip-bad")  # fmt: skip
+    good = {report.case for report in reports if report.status == USABLE}
+    if not good:
+        raise InputError(f"{source}: no case can be used (see {folder / REPORT})")
+    usable = replace(data_set, cases=tuple(case for case in data_set.cases if case.name in good), problems={})
+    write_data_set(folder, usable, origin)
+    log.info("%d cases: --data.dataset prepared --data.root %s", len(good), folder)
+
+
+def _check_all(data_set: DataSet, preprocessing: Preprocessing, folder: Path, workers: int) -> Iterator[CaseReport]:
+    check = partial(check_and_prepare, data_set=data_set, preprocessing=preprocessing, folder=folder)
+    told = f"Checking and preparing {len(data_set.cases)} cases"
+    if workers > 1:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            yield from track(pool.map(check, data_set.cases), told, total=len(data_set.cases))
+    else:
+        yield from map(check, track(data_set.cases, told))
+
+
+def _claim(folder: Path, source: Path, origin: dict[str, Any]) -> None:
+    """Makes the folder, or checks that it is a store of the same cases and not something of the user's."""
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"{folder}: lies in the download; choose another --out")
+    mark = folder / _MARK
+    if mark.is_file():
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        if found != origin:
+            changed = ", ".join(key for key in origin if found.get(key) != origin[key])
+            raise InputError(f"{folder}: was prepared from something else ({changed} differ); choose another --out")
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and no store of uscl prepare; choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(origin) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error}); choose another --out") from error
+
+
+def _summary(reports: list[CaseReport], data_set: DataSet) -> Table:
+    table = Table(title=f"{data_set.name}: {len(reports)} cases", caption="ml: mean over the cases that have it")
+    for column in ("class", "cases", "ml"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name in data_set.classes:
+        found = [float(part.rsplit(" ", 2)[1]) for report in reports for part in report.classes.split("; ")
+                 if part.rsplit(" ", 2)[0] == name]  # fmt: skip
+        if found:
+            table.add_row(name, str(len(found)), f"{sum(found) / len(found):.1f}")
+    bad = sum(report.status == UNUSABLE for report in reports)
+    raw, stored = (sum(getattr(report, key) for report in reports) / 1e6 for key in ("bytes_raw", "bytes_stored"))
+    table.add_section()
+    table.add_row("usable / unusable cases", f"{len(reports) - bad} / {bad}", "")
+    table.add_row("MB in the download / in the store", f"{raw:.1f} / {stored:.1f}", "")
+    return table

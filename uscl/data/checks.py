@@ -1,0 +1,110 @@
+"""Checking and preparing the cases of a download, one by one: what is wrong with each, and what it holds."""
+
+from __future__ import annotations
+
+import csv
+import errno
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from uscl.data.datasets.cases import Case, DataSet
+from uscl.data.patches import Preprocessing
+from uscl.data.prepared import is_written, stored_bytes, write_case
+from uscl.data.store import read_case
+from uscl.errors import InputError
+
+USABLE, UNUSABLE = "usable", "unusable"
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """A line of ``prepare_report.csv``.
+
+    Attributes:
+        case: its name.
+        status: usable or unusable.
+        problem: why it is unusable; one line that names the file.
+        patient: whom it was taken from.
+        shape: voxels of the prepared grid, or of the scan where that is the problem.
+        spacing: of the scan, mm.
+        lowest: intensity of the scan.
+        highest: intensity of the scan.
+        classes: what occurs, with millilitres.
+        bytes_raw: image and label files.
+        bytes_stored: in the store.
+    """
+
+    case: str
+    status: str
+    problem: str = ""
+    patient: str = ""
+    shape: str = ""
+    spacing: str = ""
+    lowest: float = np.nan
+    highest: float = np.nan
+    classes: str = ""
+    bytes_raw: int = 0
+    bytes_stored: int = 0
+
+
+def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessing, folder: Path) -> CaseReport:
+    """Reads a case, checks it, and writes it into the store unless it lies there already.
+
+    Readable, three-dimensional, finite, not constant, image and label on one grid, ids known, some foreground of the
+    classes in use: a case that fails any of it is reported and not written.
+
+    Raises:
+        InputError: the store cannot be written to.
+    """
+    sources = _sources(case)
+    try:
+        volume, label = read_case(case, data_set)
+        if float(volume.array.min()) == float(volume.array.max()):
+            raise InputError(f"{case.image}: every voxel is {volume.array.flat[0]}; export the scan again")
+        ids = {i for values in data_set.classes.values() for i in values}
+        if label is not None and not np.isin(label.array, list(ids)).any():
+            raise InputError(f"{case.label}: has no foreground of {', '.join(data_set.classes)}; correct the map, or "
+                             "take the case away")  # fmt: skip
+    except InputError as error:
+        return CaseReport(case.name, UNUSABLE, str(error), case.patient)
+    voxel_ml = float(np.prod(volume.spacing)) / 1000
+    found = {} if label is None else {
+        name: float(data_set.mask(label.array, name).sum() * voxel_ml) for name in data_set.classes
+    }  # fmt: skip
+    image, grid = preprocessing.prepare_image(volume)
+    if not is_written(folder, preprocessing, case.name, sources):
+        prepared = None if label is None else preprocessing.prepare_label(label)
+        whole = bool(np.issubdtype(volume.array.dtype, np.integer) or (volume.array == np.rint(volume.array)).all())
+        try:
+            write_case(folder, preprocessing, case.name, image, prepared, grid, whole, sources)
+        except (OSError, RuntimeError) as error:
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            remedy = "make room" if full else "make it writable"
+            raise InputError(f"{folder}: case {case.name} could not be written ({error}); {remedy} and run again: what "
+                             "is complete stays") from error  # fmt: skip
+    return CaseReport(
+        case.name, USABLE, "", case.patient, " x ".join(map(str, grid.shape)),
+        " x ".join(f"{s:.4g}" for s in volume.spacing), float(volume.array.min()), float(volume.array.max()),
+        "; ".join(f"{name} {ml:.1f} ml" for name, ml in found.items() if ml),
+        sum(raw for raw, _ in sources.values()), stored_bytes(folder, preprocessing, case.name),
+    )  # fmt: skip
+
+
+def _sources(case: Case) -> dict[str, tuple[int, int]]:
+    """Size and time of change of the files that a case is made of."""
+    files = [case.image]
+    if case.label is not None:
+        files += sorted(case.label.glob("*")) if case.label.is_dir() else [case.label]
+    stats = {str(file): file.stat() for file in files if file.is_file()}
+    return {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
+
+
+def write_report(path: Path, reports: Iterable[CaseReport]) -> None:
+    """Writes the lines as CSV."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(entry.name for entry in fields(CaseReport))
+        writer.writerows(astuple(report) for report in reports)
