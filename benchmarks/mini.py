@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from uscl.prompting.clicks import error_click
 from uscl.seeds import seeded_draw
 
 CLICKS = (1, 3, 5, 10)
+MEAN = "mean over classes"
 SEED = 20_260
 """Of the held-out studies; training draws its anatomies under other names."""
 WHOLE_PATCH = 1000
@@ -122,7 +123,7 @@ def figures(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         for name in [*dict.fromkeys(row["class"] for row in mine), None]:
             some = [row for row in mine if name in (None, row["class"])]
             moved = [int(str(row["moved"])) for row in some if row["moved"] != ""]
-            line: dict[str, object] = {"group": group, "class": name or "mean over classes", "n": len(some)}
+            line: dict[str, object] = {"group": group, "class": name or MEAN, "n": len(some)}
             line["cases"] = len({row["case"] for row in some})
             line |= {f"dice_{n}": _interval(some, f"dice_{n}") for n in CLICKS}
             line |= {"followed": sum(moved), "moved": len(moved)}
@@ -158,12 +159,41 @@ def table(lines: list[dict[str, object]]) -> Table:
     for column in ("group", "class", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"):
         shown.add_column(column)
     for line in lines:
-        cells = [" ".join([f"{100 * v[0]:.1f}", *([f"[{100 * v[1]:.0f}, {100 * v[2]:.0f}]"] if v[1:] else [])])
-                 for v in (line[f"dice_{n}"] for n in CLICKS)]  # fmt: skip
-        followed = f"{line['followed']} of {line['moved']}" if line["moved"] else ""
-        shown.add_row(str(line["group"]), str(line["class"]), f"{line['n']} ({line['cases']})", *cells, followed,
-                      end_section=line["class"] == "mean over classes")  # fmt: skip
+        shown.add_row(str(line["group"]), str(line["class"]), *_cells(line), end_section=line["class"] == MEAN)
     return shown
+
+
+def _cells(line: dict[str, Any]) -> list[str]:
+    """N (cases), Dice in % with its interval for every number of clicks, and how often the mask followed the click."""
+    values = [line[f"dice_{n}"] for n in CLICKS]
+    dice = [
+        " ".join([f"{100 * v[0]:.1f}", *([f"[{100 * v[1]:.0f}, {100 * v[2]:.0f}]"] if v[1:] else [])]) for v in values
+    ]
+    return [f"{line['n']} ({line['cases']})", *dice, f"{line['followed']} of {line['moved']}" if line["moved"] else ""]
+
+
+def update_card(file: Path, lines: list[dict[str, object]]) -> None:
+    """Puts the figures into the card (JSON), and its tables, means and classes, into MODEL_CARD.md beside it."""
+    card = json.loads(file.read_text(encoding="utf-8"))
+    kept = [line for line in card.get("figures", []) if line["group"] not in {new["group"] for new in lines}]
+    card["figures"] = kept + lines
+    file.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    page = file.with_name("MODEL_CARD.md")
+    before, mark, _ = page.read_text(encoding="utf-8").partition("## Figures\n")
+    head = ["group", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"]
+    means = [line for line in card["figures"] if line["class"] == MEAN]
+    text = [_markdown(head, [[line["group"], *_cells(line)] for line in means])]
+    for group in dict.fromkeys(line["group"] for line in card["figures"]):
+        of_class = [line for line in card["figures"] if line["group"] == group and line["class"] != MEAN]
+        text.append(
+            f"### {group}\n\n"
+            + _markdown(["class", *head[1:]], [[f"{line['class']}", *_cells(line)] for line in of_class])
+        )
+    page.write_text(before + mark + "\n" + "\n".join(text), encoding="utf-8")
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "".join("| " + " | ".join(row) + " |\n" for row in [head, ["---"] * len(head), *rows])
 
 
 def main() -> None:
@@ -192,10 +222,7 @@ def main() -> None:
     lines = figures(rows)
     Console(width=170).print(f"weights: {trunk.weights}", table(lines))
     if arguments.card:
-        card = json.loads(arguments.card.read_text(encoding="utf-8"))
-        kept = [line for line in card.get("figures", []) if line["group"] not in {new["group"] for new in lines}]
-        card["figures"] = kept + lines
-        arguments.card.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        update_card(arguments.card, lines)
 
 
 if __name__ == "__main__":

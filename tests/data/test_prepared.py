@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -83,6 +84,25 @@ def test_patches_from_the_store_are_those_from_the_files(prepared, centre):
             assert torch.equal(raw["target"], stored["target"])
         # Interpolated values are rounded to whole units; the images' standard deviation is about 200 of them.
         assert (raw["image"] - stored["image"]).abs().max() < 0.02
+
+
+def test_workers_change_nothing(prepared):
+    batches = []
+    for workers in (0, 2):
+        data = module(prepared[1], dataset="prepared", patches_per_epoch=6)
+        data.num_workers = workers
+        data.setup("fit")
+        batches.append(list(data.train_dataloader()))
+    for one, two in zip(*batches, strict=True):
+        assert torch.equal(one["image"], two["image"])
+        assert torch.equal(one["target"], two["target"])
+
+
+def test_a_store_travels_to_a_spawned_process(prepared):
+    store = PreparedStore(SMALL, read_prepared(prepared[1]), 4, prepared[1])
+    case = store.data_set.cases[0]
+    image = store.get(case).image[:]
+    assert np.array_equal(pickle.loads(pickle.dumps(store)).get(case).image[:], image)
 
 
 def test_objects_to_score_are_the_same_and_lead_back_to_the_volume(prepared):

@@ -170,9 +170,10 @@ def stored_bytes(folder: Path, preprocessing: Preprocessing, name: str) -> int:
 def is_written(folder: Path, preprocessing: Preprocessing, name: str, sources: Sources) -> bool:
     """Whether a case lies there, made from these very files."""
     note = folder / key_of(preprocessing) / name / "case.json"
-    if not note.is_file():
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))["sources"]
+    except (OSError, ValueError, KeyError):
         return False
-    found = json.loads(note.read_text(encoding="utf-8")).get("sources", {})
     return {file: tuple(stat) for file, stat in found.items()} == sources
 
 

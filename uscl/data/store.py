@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,10 @@ class PreparedStore:
         self.capacity = capacity
         self.folder = folder
         self._kept: OrderedDict[str, PreparedCase] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is spawned opens its own files and prepares its own cases.
+        return {**self.__dict__, "_kept": OrderedDict()}
 
     def get(self, case: Case) -> PreparedCase:
         """The prepared case.
