@@ -39,7 +39,7 @@ pretrain: .venv/installed ## train a small backbone from nothing (hours on two c
 	$(BIN)/uscl fit --config experiments/pretrain.yaml $${latest:+--ckpt_path $$latest}
 
 STUDY := --data.root $(MINI)/data --data.study.patients 30 --data.study.sweeps_per_patient 2
-TUNE := --trainer.max_epochs 12 --trainer.check_val_every_n_epoch 4 --trainer.limit_val_batches 8 $(FAST)
+TUNE := --trainer.max_epochs 12 --trainer.check_val_every_n_epoch 12 --trainer.limit_val_batches 4 $(FAST)
 
 reproduce-mini: .venv/installed ## what stages 1 and 2 do for the embedded backbone on sweeps; replaces runs/mini-study
 	@if [ -d $(MINI) ]; then echo "replacing the study of an earlier run in $(MINI)"; rm -rf $(MINI); fi
