@@ -195,8 +195,10 @@ def test_missing_and_doubled_channels(tmp_path):
     root = touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0000.nii.gz")
     (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {"x": 1}}))
     assert len(read_folder(root).cases) == 2
-    with pytest.raises(InputError, match=r"channel 1 \(b_0001\) of 1 cases is missing, first b"):
-        read_folder(root, "T2")
+    found = read_folder(root, "T2")
+    assert [case.name for case in found.cases] == ["a"]
+    with pytest.raises(InputError, match=r"channel 1 \(b_0001\) of case b is missing"):
+        found.require_sound()
     touch(tmp_path, "imagesTr/a.nii.gz")
     with pytest.raises(InputError, match=r"a_0000\.nii\.gz: .*a\.nii\.gz is an image of the same case"):
         read_folder(root)
@@ -240,9 +242,11 @@ def test_incomplete_amos(tmp_path):
     touch(tmp_path, "imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz", "imagesVa/amos_0002.nii.gz")
     assert [case.name for case in read_amos(tmp_path).cases] == ["amos_0001"]  # a side without any labels
     touch(tmp_path, "imagesTr/amos_0510.nii.gz")
+    found = read_amos(tmp_path)
+    assert [case.name for case in found.cases] == ["amos_0001"]
     with pytest.raises(InputError, match=r"amos_0510\.nii\.gz: no label of that name under labelsTr"):
-        read_amos(tmp_path)
-    assert len(read_amos(tmp_path, "ct").cases) == 1
+        found.require_sound()
+    assert len(read_amos(tmp_path, "ct").require_sound().cases) == 1
 
 
 def test_totalsegmentator(tmp_path, scans):
@@ -257,7 +261,7 @@ def test_totalsegmentator(tmp_path, scans):
         read_totalsegmentator(tmp_path)
     touch(tmp_path, "s0001/ct.nii.gz")
     with pytest.raises(InputError, match="segmentations: no masks"):
-        read_totalsegmentator(tmp_path)
+        read_totalsegmentator(tmp_path).require_sound()
     touch(tmp_path, "s0001/segmentations/liver.nii.gz")
     (tmp_path / "meta.csv").write_text("image_id;split\ns0001;training\n")
     with pytest.raises(InputError, match="line 2: expected image_id and split"):
@@ -271,7 +275,7 @@ def test_incomplete_totalsegmentator(tmp_path, caplog):
     assert "1 of 2 cases lack the masks of some classes, first s2, which lacks spleen" in caplog.text
     touch(tmp_path, "s3/segmentations/liver.nii.gz")
     with pytest.raises(InputError, match=r"s3: has segmentations but neither ct\.nii\.gz nor mri\.nii\.gz"):
-        read_totalsegmentator(tmp_path)
+        read_totalsegmentator(tmp_path).require_sound()
 
 
 def test_masks_become_one_map_of_the_classes_in_use(scans, caplog):
@@ -325,7 +329,7 @@ def test_what_is_wrong_with_brats_is_told(tmp_path):
     with pytest.raises(InputError, match="no BraTS files; expected e.g."):
         read_brats(tmp_path)
     touch(tmp_path, "a/BraTS2021_00005_t1.nii.gz")
-    with pytest.raises(InputError, match="no t2f of 1 cases, first BraTS2021_00005"):
+    with pytest.raises(InputError, match="no t2f of BraTS2021_00005; complete the case"):
         read_brats(tmp_path)
     with pytest.raises(InputError, match="BraTS has t1, t1n"):
         read_brats(tmp_path, "dwi")
@@ -335,9 +339,12 @@ def test_what_is_wrong_with_brats_is_told(tmp_path):
 
 
 def test_predictions_among_the_scans(tmp_path):
-    touch(tmp_path, *[f"{folder}/BraTS-GLI-00001-000-seg.nii.gz" for folder in ("a", "predicted")])
+    touch(tmp_path, *[f"{folder}/BraTS-GLI-00001-000-seg.nii.gz" for folder in ("a", "predicted")],
+          *[f"a/BraTS-GLI-0000{n}-000-t2f.nii.gz" for n in (1, 2)])  # fmt: skip
+    found = read_brats(tmp_path)
+    assert [case.name for case in found.cases] == ["BraTS-GLI-00002-000"]
     with pytest.raises(InputError, match=r"predicted/BraTS.*has a seg already, .*keep copies and predictions outside"):
-        read_brats(tmp_path)
+        found.require_sound()
 
 
 def test_regions_may_overlap():

@@ -174,8 +174,7 @@ class MaskDecoder(nn.Module):
         image = (embedding + dense).flatten(2).transpose(1, 2)
         image_pos = positions.flatten(2).transpose(1, 2)
         tokens, image = self.transformer(tokens, image, image_pos)
-        # Contiguous: with the channels last, the backward pass of the GELU takes three times as long on a CPU.
-        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid).contiguous())
+        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))
         # All masks are drawn and then selected, so that the unused heads get a zero gradient, as in the original,
         # rather than none.
         heads = self.output_hypernetworks_mlps

@@ -73,8 +73,8 @@ def embedded_weights(backbone: SamMed3DConfig | str) -> Path:
         if config == variant and file.is_file():
             return file
     raise InputError(
-        f"no weights are embedded for the backbone {backbone if isinstance(backbone, str) else 'given'}; give a "
-        "checkpoint (null for random weights), or take mini"
+        f"no weights are embedded for {f'the backbone {backbone}' if isinstance(backbone, str) else 'this backbone'}; "
+        "give a checkpoint as weights (null for random ones), or take mini"
     )
 
 

@@ -119,8 +119,8 @@ class PretrainModule(LightningModule):
         semantic_weight: weight of naming structures.
         intensity_weight: weight of repeating intensities.
         val_clicks: numbers of clicks after which validation looks at Dice.
-        optimizer: null is AdamW with SAM-Med3D's settings; :class:`~uscl.stages.muon.MuonAdamW` needs a third of the
-            steps.
+        optimizer: null is AdamW with SAM-Med3D's settings; :class:`~uscl.stages.muon.MuonAdamW` gets further in
+            as many steps.
         lr_scheduler: stepped after every step, not every epoch.
         seed: of the clicks.
     """
