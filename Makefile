@@ -38,12 +38,12 @@ pretrain: .venv/installed ## train a small backbone from nothing (hours on two c
 	latest=$$(ls -t runs/pretrain*/checkpoints/last.ckpt 2>/dev/null | head -1); \
 	$(BIN)/uscl fit --config experiments/pretrain.yaml $${latest:+--ckpt_path $$latest}
 
-STUDY := --data.root $(MINI)/data --data.study.patients 30 --data.study.sweeps_per_patient 2
-TUNE := --trainer.max_epochs 12 --trainer.check_val_every_n_epoch 12 --trainer.limit_val_batches 4 $(FAST)
+STUDY := --data.root $(MINI)/data --data.study.patients 20 --data.study.sweeps_per_patient 2
+TUNE := --trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8 --trainer.limit_val_batches 4 $(FAST)
 
 reproduce-mini: .venv/installed ## what stages 1 and 2 do for the embedded backbone on sweeps; replaces runs/mini-study
 	@if [ -d $(MINI) ]; then echo "replacing the study of an earlier run in $(MINI)"; rm -rf $(MINI); fi
-	$(BIN)/uscl simulate ultrasound --out $(MINI)/data --patients 30 --workers 2
+	$(BIN)/uscl simulate ultrasound --out $(MINI)/data --patients 20 --workers 2
 	$(BIN)/uscl fit --config experiments/vcl.yaml $(STUDY) $(TUNE) --trainer.default_root_dir $(MINI)/vcl
 	$(BIN)/uscl fit --config experiments/lora.yaml $(STUDY) $(TUNE) --trainer.default_root_dir $(MINI)/lora \
 	  --model.vcl_adapter $(MINI)/vcl/adapter.safetensors

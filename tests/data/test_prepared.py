@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -257,10 +258,7 @@ def test_interrupted_runs_go_on_and_changed_files_are_prepared_again(tmp_path):
     assert prepare(root, out) == 0
     folder = out / key_of(SMALL)
     before = {name: (folder / name / "image.b2nd").stat().st_mtime_ns for name in ("case0", "case2")}
-    (folder / "case1" / "case.json").unlink()  # as if it had been killed
-    (folder / "case1" / "image.b2nd").unlink()
-    (folder / "case1" / "label.b2nd").unlink()
-    (folder / "case1").rmdir()
+    shutil.rmtree(folder / "case1")
     (folder / ".case1.123").mkdir()  # what a killed process leaves
     label = root / "labelsTr" / "case2.nii.gz"
     volume = read_label(label)

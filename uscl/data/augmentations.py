@@ -93,9 +93,8 @@ def augment(
         image = _sampled(image, grid, "bilinear").astype(np.float32)
         target = target if target is None else _sampled(target, grid, "nearest").astype(target.dtype)
     for name, change in _INTENSITIES.items():
-        positive = image[image > 0]
-        if name in drawn and positive.size:
-            span = float(np.percentile(positive, 99))
+        if name in drawn and (image > 0).any():
+            span = float(np.percentile(image[image > 0], 99))
             image = change(image.astype(np.float32), span, getattr(settings, name), random)
     return image, target
 

@@ -5,7 +5,7 @@
     OUT/data_set.json                 cases, label names and regions, as the reader of the download found them
     OUT/<key of the preprocessing>/
       CASE/image.b2nd, label.b2nd     on the prepared grid
-      CASE/case.json                  grid, units of the image, where every label id lies
+      CASE/case.json, voxels.npy      grid, units of the image, where every label id lies
 
 The key is a hash of what shapes the arrays (spacing, clamp): settings that were not prepared are not found, rather than
 read by mistake. A case appears under its name at once, when all of it is written. The format is that of Blosc2
@@ -148,8 +148,10 @@ def write_case(
     summary = {} if label is None else summarise(label)
     note = {"grid": asdict(grid), "scale": scale, "offset": offset, "labelled": label is not None,
             "sources": sources,
-            "summary": {str(i): {"count": s.count, "low": s.low, "high": s.high, "voxels": s.voxels.tolist()}
+            "summary": {str(i): {"count": s.count, "low": s.low, "high": s.high, "voxels": len(s.voxels)}
                         for i, s in summary.items()}}  # fmt: skip
+    voxels = [s.voxels for s in summary.values()]
+    np.save(partial / "voxels.npy", np.concatenate(voxels) if voxels else np.zeros((0, 3), np.int32))
     (partial / "case.json").write_text(json.dumps(note), encoding="utf-8")
     if target.exists():  # made from files that have changed since
         target.rename(outdated := target.with_name(f".{name}.{os.getpid()}.old"))
@@ -196,9 +198,10 @@ def open_case(
         image = StoredArray(blosc2.open(str(where / "image.b2nd"), mode="r"), note["scale"], note["offset"])
         label = StoredArray(blosc2.open(str(where / "label.b2nd"), mode="r")) if note["labelled"] else None
         grid = Grid(**{key: tuple(value) for key, value in note["grid"].items()})
-        summary = {int(i): LabelSummary(s["count"], tuple(s["low"]), tuple(s["high"]),
-                                        np.array(s["voxels"], np.int32).reshape(-1, 3))
-                   for i, s in note["summary"].items()}  # fmt: skip
+        ends = np.cumsum([s["voxels"] for s in note["summary"].values()])
+        voxels = np.split(np.load(where / "voxels.npy"), ends[:-1])
+        summary = {int(i): LabelSummary(s["count"], tuple(s["low"]), tuple(s["high"]), own)
+                   for (i, s), own in zip(note["summary"].items(), voxels, strict=False)}  # fmt: skip
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: cannot be read ({error}); delete it and run uscl prepare again") from error
     return image, label, grid, summary
