@@ -34,7 +34,7 @@ demo: .venv/installed ## simulate sweeps, run both stages, test, predict; replac
 	@echo "Results table: $(DEMO)/test/table.md   pictures: $(DEMO)/test/pictures   sweeps: $(DEMO)/data/contact_sheet.png"
 	@echo "Masks on each image's own grid: $(DEMO)/predict/masks"
 
-pretrain: .venv/installed ## train a small backbone from nothing (hours on two cores); interrupted, it goes on
+pretrain: .venv/installed ## train the embedded backbone again (an hour on two cores); interrupted, it goes on
 	latest=$$(ls -t runs/pretrain*/checkpoints/last.ckpt 2>/dev/null | head -1); \
 	$(BIN)/uscl fit --config experiments/pretrain.yaml $${latest:+--ckpt_path $$latest}
 
