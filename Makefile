@@ -35,8 +35,9 @@ demo: .venv/installed ## simulate sweeps, run both stages, test, predict; replac
 	@echo "Masks on each image's own grid: $(DEMO)/predict/masks"
 
 pretrain: .venv/installed ## train the embedded backbone again (an hour on two cores); interrupted, it goes on
-	latest=$$(ls -t runs/pretrain*/checkpoints/last.ckpt 2>/dev/null | head -1); \
-	$(BIN)/uscl fit --config experiments/pretrain.yaml $${latest:+--ckpt_path $$latest}
+	latest=$$(ls -td runs/pretrain runs/pretrain-[0-9]* 2>/dev/null | head -1); checkpoint=$$latest/checkpoints/last.ckpt; \
+	if [ ! -f "$$checkpoint" ] || grep -q '"status": "finished"' $$latest/run.json; then checkpoint=; fi; \
+	$(BIN)/uscl fit --config experiments/pretrain.yaml $${checkpoint:+--ckpt_path $$checkpoint}
 
 STUDY := --data.root $(MINI)/data --data.study.patients 20 --data.study.sweeps_per_patient 2
 TUNE := --trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8 --trainer.limit_val_batches 4 $(FAST)

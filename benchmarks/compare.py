@@ -24,6 +24,8 @@ def paired_difference(ours: list[ResultRow], theirs: list[ResultRow], clicks: in
     other = {(row.case, row.class_name): row.dice for row in theirs if row.clicks == clicks}
     pairs = [(row.patient, row.class_name, row.dice - other[row.case, row.class_name]) for row in ours
              if row.clicks == clicks and (row.case, row.class_name) in other]  # fmt: skip
+    if not pairs:
+        raise SystemExit(f"no (case, class) at {clicks} clicks stands in both runs")
     patients, random = sorted({patient for patient, _, _ in pairs}), np.random.default_rng(0)
     of_patient = {patient: [pair for pair in pairs if pair[0] == patient] for patient in patients}
     drawn = [_class_mean([pair for i in random.integers(len(patients), size=len(patients))

@@ -15,7 +15,7 @@ import os
 import shutil
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -31,15 +31,15 @@ CT = Preprocessing(clamp=(-1000, 1000))
 SAMPLING = PatchSampling("foreground", jitter=8, minimum_foreground=1)
 
 
-def loader(root: Path, dataset: str, workers: int, patches: int) -> Any:
+def loader(root: Path, dataset: Literal["amos", "prepared"], workers: int, patches: int) -> Any:
     """Batches of two patches."""
-    module = VolumeDataModule(str(root), CT, SAMPLING, dataset, batch_size=2, patches_per_epoch=patches,  # type: ignore[arg-type]
+    module = VolumeDataModule(str(root), CT, SAMPLING, dataset, batch_size=2, patches_per_epoch=patches,
                               test_fraction=0.0, val_fraction=0.0, num_workers=workers, cached_cases=1)  # fmt: skip
     module.setup("fit")
     return module.train_dataloader()
 
 
-def rate(root: Path, dataset: str, workers: int, patches: int) -> float:
+def rate(root: Path, dataset: Literal["amos", "prepared"], workers: int, patches: int) -> float:
     """Patches per second, without the first batch, which starts the workers."""
     batches = iter(loader(root, dataset, workers, patches + 2))
     next(batches)

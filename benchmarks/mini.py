@@ -42,8 +42,8 @@ CLICKS = (1, 3, 5, 10)
 MEAN = "mean over classes"
 SEED = 20_260
 """Of the held-out studies; training draws its anatomies under other names."""
-WHOLE_PATCH = 1000
-"""Voxels that an object needs to be moved to."""
+CLICKABLE = 1000
+"""Voxels that an object needs for the click to be moved to it."""
 
 
 class Group(NamedTuple):
@@ -105,7 +105,7 @@ def _follows(segmenter: SamMed3DSegmenter, here: dict[str, torch.Tensor], name: 
 
     Objects that share voxels with the clicked one (regions of a tumour) do not count as others.
     """
-    others = [o for o, mask in here.items() if int(mask.sum()) >= WHOLE_PATCH and not bool((mask & here[name]).any())]
+    others = [o for o, mask in here.items() if int(mask.sum()) >= CLICKABLE and not bool((mask & here[name]).any())]
     if not others:
         return ""
     draw = seeded_draw("move", *key)
@@ -177,19 +177,22 @@ def update_card(file: Path, lines: list[dict[str, object]]) -> None:
     card = json.loads(file.read_text(encoding="utf-8"))
     kept = [line for line in card.get("figures", []) if line["group"] not in {new["group"] for new in lines}]
     card["figures"] = kept + lines
-    file.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    facts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in card.items() if key != "figures"]
+    figures_text = ",\n  ".join(json.dumps(line) for line in card["figures"])
+    text = ",\n".join([*facts, f' "figures": [\n  {figures_text}\n ]'])
+    file.write_text("{\n" + text + "\n}\n", encoding="utf-8")
     page = file.with_name("MODEL_CARD.md")
     before, mark, _ = page.read_text(encoding="utf-8").partition("## Figures\n")
     head = ["group", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"]
     means = [line for line in card["figures"] if line["class"] == MEAN]
-    text = [_markdown(head, [[line["group"], *_cells(line)] for line in means])]
+    tables = [_markdown(head, [[line["group"], *_cells(line)] for line in means])]
     for group in dict.fromkeys(line["group"] for line in card["figures"]):
         of_class = [line for line in card["figures"] if line["group"] == group and line["class"] != MEAN]
-        text.append(
+        tables.append(
             f"### {group}\n\n"
             + _markdown(["class", *head[1:]], [[f"{line['class']}", *_cells(line)] for line in of_class])
         )
-    page.write_text(before + mark + "\n" + "\n".join(text), encoding="utf-8")
+    page.write_text(before + mark + "\n" + "\n".join(tables), encoding="utf-8")
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

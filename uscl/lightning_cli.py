@@ -123,13 +123,13 @@ class UsclCLI(LightningCLI):
 
 
 def _check_readable(checkpoint: str) -> None:
-    """Looks into a checkpoint file; names that Lightning resolves itself (``last``, ``best``) are left to it.
+    """Looks into a checkpoint file; what Lightning resolves itself (``last``, ``best``, addresses) is left to it.
 
     Raises:
         InputError: there is no such file, or it is none of Lightning's.
     """
     file = Path(checkpoint).expanduser()
-    if not file.suffix:
+    if not file.suffix or "://" in checkpoint:
         return
     if not file.is_file():
         raise InputError(f"--ckpt_path: {file}: no such file")

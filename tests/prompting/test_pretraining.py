@@ -120,9 +120,3 @@ def test_loss_is_least_at_the_truth():
 def test_impossible_protocols():
     with pytest.raises(InputError, match="fewest"):
         PretrainingClicks(3, 2)
-
-
-def test_clicks_grow():
-    clicks = PretrainingClicks(1, 6, growing_steps=100)
-    assert [clicks.at(step).most for step in (0, 24, 25, 99, 100, 5000)] == [2, 2, 3, 5, 6, 6]
-    assert PretrainingClicks(1, 6).at(0).most == 6

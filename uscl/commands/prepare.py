@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,7 +83,11 @@ def _check_all(data_set: DataSet, preprocessing: Preprocessing, folder: Path, wo
     told = f"Checking and preparing {len(data_set.cases)} cases"
     if workers > 1:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            yield from track(pool.map(check, data_set.cases), told, total=len(data_set.cases))
+            try:
+                yield from track(pool.map(check, data_set.cases), told, total=len(data_set.cases))
+            except BrokenProcessPool as error:
+                raise InputError("a worker was killed, most likely for memory; run again with fewer --workers: what is "
+                                 "complete stays") from error  # fmt: skip
     else:
         yield from map(check, track(data_set.cases, told))
 

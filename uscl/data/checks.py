@@ -28,7 +28,7 @@ class CaseReport:
         status: usable or unusable.
         problem: why it is unusable; one line that names the file.
         patient: whom it was taken from.
-        shape: voxels of the prepared grid, or of the scan where that is the problem.
+        shape: voxels of the prepared grid.
         spacing: of the scan, mm.
         lowest: intensity of the scan.
         highest: intensity of the scan.

@@ -65,6 +65,10 @@ class StoredArray:
         stored: Blosc2 array.
         scale: of the stored values; None leaves them alone.
         offset: added to them.
+
+    Attributes:
+        shape: voxels along x, y, z.
+        dtype: of what slicing gives.
     """
 
     def __init__(self, stored: Any, scale: float | None = None, offset: float = 0.0) -> None:
@@ -134,7 +138,7 @@ def write_case(
     steps = np.rint((image.astype(np.float64) - offset) / scale)
     arrays = {"image": steps.astype(np.uint8 if steps.max() <= 255 else np.uint16)}
     if label is not None:
-        arrays["label"] = label.astype(np.uint8 if label.max() <= 255 else np.uint16)
+        arrays["label"] = label.astype(np.min_scalar_type(int(label.max())))
     target = folder / key_of(preprocessing) / name
     partial = target.with_name(f".{name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)

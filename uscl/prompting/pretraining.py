@@ -9,7 +9,7 @@ drawn inside the cell, from the voxels that really are what the click says.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -29,26 +29,17 @@ class PretrainingClicks:
     Attributes:
         fewest: clicks per step.
         most: clicks per step; the number is drawn evenly.
-        growing_steps: ``most`` grows from ``fewest`` + 1 over so many steps: first what one click means, then
-            corrections.
         all_shown: share of steps that see all clicks so far, as at inference; the others see the newest alone, as
             SAM-Med3D trains.
     """
 
     fewest: int = 1
     most: int = 6
-    growing_steps: int = 0
     all_shown: float = 0.7
 
     def __post_init__(self) -> None:
         if not 1 <= self.fewest <= self.most or not 0 <= self.all_shown <= 1:
             raise InputError(f"clicks need 1 <= fewest <= most and all_shown in [0, 1]; found {self}")
-
-    def at(self, step: int) -> PretrainingClicks:
-        """The protocol of one training step."""
-        start = min(self.fewest + 1, self.most)
-        way = min(1.0, step / self.growing_steps) if self.growing_steps else 1.0
-        return replace(self, most=start + int(way * (self.most - start)), growing_steps=0)
 
 
 def pretraining_rollout(

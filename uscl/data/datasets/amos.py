@@ -37,7 +37,8 @@ def read_amos(root: Path, modality: str | None = None) -> DataSet:
         modality: ``ct``, ``mr``, or None for both.
 
     Raises:
-        InputError: no such folder, no labelled case of the modality, or a file with another name than AMOS gives.
+        InputError: no such folder, no usable labelled case of the modality, or a file with another name than AMOS
+            gives.
     """
     root = Path(root).expanduser()
     if modality not in (None, "ct", "mr"):
@@ -61,6 +62,8 @@ def read_amos(root: Path, modality: str | None = None) -> DataSet:
                                   "take the image away")  # fmt: skip
                 continue
             cases.append(Case(name, image, labels[name], name, split))
+    if problems and not cases:
+        raise InputError(next(iter(problems.values())))
     if not cases:
         raise InputError(
             f"{root}: no labelled {modality or ''} case under imagesTr/labelsTr or imagesVa/labelsVa; give the folder "
