@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from uscl.data.checks import UNUSABLE, USABLE, CaseReport, check_and_prepare, write_report
-from uscl.data.datasets import READERS, DataSet
+from uscl.data.datasets import READERS, DataSet, write_manifest
 from uscl.data.patches import Preprocessing
 from uscl.data.prepared import require_blosc2, write_data_set
 from uscl.errors import InputError
@@ -29,33 +29,47 @@ _MARK = ".uscl-store"
 
 
 def prepare(
-    dataset: Literal["folder", "amos", "totalsegmentator", "brats"],
+    dataset: Literal["folder", "amos", "totalsegmentator", "brats", "ultrasound"],
     root: str,
-    out: str,
+    out: str | None = None,
     modality: str | None = None,
     classes: list[str] | None = None,
     preprocessing: Preprocessing = Preprocessing(),
     workers: int = 1,
     skip_bad: bool = False,
+    new_manifest: str | None = None,
 ) -> None:
     """Checks every case of a data set and writes the usable ones into a store for `--data.dataset prepared`.
 
     Args:
-        dataset: layout of the download: folder (also nnU-Net raw), amos, totalsegmentator or brats.
-        root: the download; nothing is written into it.
+        dataset: layout of the download: folder (also nnU-Net raw), amos, totalsegmentator, brats, or ultrasound (sweeps
+            of any kind, listed in sweeps.csv).
+        root: the download, or a manifest of sweeps; nothing is written into it.
         out: folder of the store; an interrupted run is taken up again.
         modality: which image of a case, or which cases, as data.modality.
         classes: names of classes to use; the default is all.
         preprocessing: spacing and clamp of the store; training must ask for the same.
         workers: processes.
         skip_bad: leave unusable cases out instead of ending with an error.
+        new_manifest: with ultrasound and instead of out: write a manifest of the sweeps found below root, to be
+            corrected by you and given as root then.
 
     Raises:
         InputError: the download or the store cannot be used, or a case cannot and skip_bad is not given. The report
             is written all the same.
     """
+    source = Path(root).expanduser()
+    if new_manifest is not None:
+        if dataset != "ultrasound" or out is not None:
+            raise InputError("--new-manifest: goes with ultrasound alone, and without --out")
+        count = write_manifest(source, Path(new_manifest).expanduser())
+        log.info("%s: %d sweeps. Look at patient (sweeps of one patient must share it), label, spacing and step, then "
+                 "run: uscl prepare ultrasound --root %s --out STORE", new_manifest, count, new_manifest)  # fmt: skip
+        return
+    if out is None:
+        raise InputError("--out: give the folder to prepare into")
     require_blosc2()
-    source, folder = Path(root).expanduser(), Path(out).expanduser()
+    folder = Path(out).expanduser()
     data_set = READERS[dataset](source, modality).only(classes)
     origin = {"dataset": dataset, "root": str(source.resolve()), "modality": modality, "classes": classes,
               "label_names": {str(i): name for i, name in data_set.label_names.items()}}  # fmt: skip

@@ -9,7 +9,8 @@ from typing import Literal
 from uscl.backbone import EMBEDDED, RANDOM_WEIGHTS
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import parse_points
-from uscl.data.volume import check_writable, read_image, write_volume
+from uscl.data.sweeps import SweepReading, read_sweep
+from uscl.data.volume import check_writable, write_volume
 from uscl.errors import InputError
 from uscl.evaluation.figures import DISCLAIMER, make_panel, save_panels
 from uscl.serving import Predictor
@@ -26,16 +27,17 @@ def segment(
     adapter: str | None = None,
     backbone: str = "mini",
     preprocessing: Preprocessing | None = None,
+    reading: SweepReading = SweepReading(),
     device: str = "cpu",
     picture: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Segments one object of a volume from clicks and writes its mask on the volume's own grid.
+    """Segments one object of a volume or sweep from clicks and writes its mask on the volume's own grid.
 
     Args:
-        image: the volume: NIfTI, NRRD, MHA.
-        points: "i,j,k,label;..." in the order of clicking; voxel indices in the file's x, y, z order counted from 0,
-            label 1 foreground or 0 background.
+        image: the volume: NIfTI, NRRD, MHA; or a sweep: a video, a DICOM file, a folder of frames or of a DICOM series.
+        points: "i,j,k,label;..." in the order of clicking; voxel indices in the file's x, y, z order (of a sweep:
+            lateral, depth, frame) counted from 0, label 1 foreground or 0 background.
         out: mask file to write: .nii.gz, .nii, .nrrd or .mha.
         space: "physical" reads the points as millimetres (LPS) instead.
         weights: checkpoint of the trunk, a file or hf://owner/repo/file; embedded: what comes with the package for
@@ -43,6 +45,7 @@ def segment(
         adapter: adapter file that `uscl fit` left; brings backbone and preprocessing of its training.
         backbone: variant to use without an adapter: vit_b_ori or mini.
         preprocessing: how the volume is prepared, where it is not the adapter's.
+        reading: what the frames of a sweep do not know, and what of them is blackened.
         device: cpu, cuda, cuda:1, ...
         picture: also write a PNG of the mask on its largest slice.
         overwrite: replace files that exist.
@@ -53,7 +56,7 @@ def segment(
     target = check_writable(out, overwrite)
     if picture is not None and Path(picture).exists() and not overwrite:
         raise InputError(f"{picture}: exists already; give another name, or --overwrite to replace it")
-    volume = read_image(image)
+    volume = read_sweep(image, reading)
     clicks = parse_points(points, volume, space)
     predictor = Predictor(backbone, weights, adapter, preprocessing, device)
     if predictor.trunk.weights == RANDOM_WEIGHTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uscl.data.patches import Preprocessing
+from uscl.data.sweeps import SweepReading, read_sweep
 from uscl.data.training_patches import PatchSampling
 from uscl.data.volume import Volume, read_image, read_label, write_volume
 
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 __all__ = [
     "PatchSampling",
     "Preprocessing",
+    "SweepReading",
     "Volume",
     "VolumeDataModule",
     "read_image",
     "read_label",
+    "read_sweep",
     "write_volume",
 ]
 

@@ -95,11 +95,14 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
 
 def _sources(case: Case) -> dict[str, tuple[int, int]]:
     """Size and time of change of the files that a case is made of."""
-    files = [case.image]
-    if case.label is not None:
-        files += sorted(case.label.glob("*")) if case.label.is_dir() else [case.label]
+    files: list[Path] = []
+    for path in (case.image, case.label):
+        if path is not None:
+            files += sorted(path.glob("*")) if path.is_dir() else [path]
     stats = {str(file): file.stat() for file in files if file.is_file()}
-    return {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
+    found = {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
+    # A sweep that is to be read in another way counts as changed, too.
+    return found if case.reading is None else {**found, str(case.reading): (0, 0)}
 
 
 def write_report(path: Path, reports: Iterable[CaseReport]) -> None:

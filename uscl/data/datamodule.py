@@ -40,9 +40,11 @@ class VolumeDataModule(LightningDataModule):
         preprocessing: how every volume is prepared.
         sampling: where training patches are cut.
         dataset: its layout: ``folder`` (plain, or an nnU-Net raw data set), ``amos``, ``totalsegmentator``,
-            ``brats``, or ``prepared`` for what ``uscl prepare`` wrote.
+            ``brats``, ``ultrasound`` (sweeps of any kind, listed in a manifest), or ``prepared`` for what ``uscl
+            prepare`` wrote.
         modality: which image of a case, or which cases: a channel's number or name (``folder``), ``ct`` or ``mr``
-            (``amos``, ``totalsegmentator``), ``t1n``, ``t1c``, ``t2w`` or ``t2f`` (``brats``); null for the default.
+            (``amos``, ``totalsegmentator``), ``t1n``, ``t1c``, ``t2w`` or ``t2f`` (``brats``), a site
+            (``ultrasound``); null for the default.
         classes: names of classes to use; null for all that the data set names.
         batch_size: training patches per step and process.
         patches_per_epoch: training patches of one epoch over all processes; null for one per (case, class).
@@ -64,7 +66,7 @@ class VolumeDataModule(LightningDataModule):
         root: str,
         preprocessing: Preprocessing = Preprocessing(),
         sampling: PatchSampling = PatchSampling(),
-        dataset: Literal["folder", "amos", "totalsegmentator", "brats", "prepared"] = "folder",
+        dataset: Literal["folder", "amos", "totalsegmentator", "brats", "ultrasound", "prepared"] = "folder",
         modality: str | None = None,
         classes: list[str] | None = None,
         batch_size: int = 2,

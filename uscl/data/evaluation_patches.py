@@ -13,7 +13,8 @@ from uscl.data.datasets import Case
 from uscl.data.patches import Preprocessing, Sliceable, corner_around, corner_around_box
 from uscl.data.prompts import Prompt
 from uscl.data.store import PreparedStore, read_case
-from uscl.data.volume import Array, Index, Volume, read_image
+from uscl.data.sweeps import read_sweep
+from uscl.data.volume import Array, Index, Volume
 from uscl.errors import InputError
 
 
@@ -98,7 +99,7 @@ class PromptedObjects(Dataset[dict[str, Any]]):
             InputError: the image cannot be used, or a click lies outside it (see :func:`place_patch`).
         """
         prompt = self.prompts[number]
-        patch = place_patch(read_image(prompt.image), prompt.points, self.preprocessing)
+        patch = place_patch(read_sweep(prompt.image, prompt.reading), prompt.points, self.preprocessing)
         return {**patch, "object": prompt.object_name}
 
 

@@ -28,6 +28,7 @@ from scipy import ndimage
 
 from uscl.data.datasets.cases import Case, DataSet, check_unique
 from uscl.data.patches import Grid, Preprocessing
+from uscl.data.sweeps import SweepReading
 from uscl.data.volume import Array, Index
 from uscl.errors import InputError
 from uscl.seeds import derive_seed
@@ -237,11 +238,19 @@ def write_data_set(folder: Path, data_set: DataSet, origin: dict[str, Any]) -> N
         "version": VERSION, "name": data_set.name, "label_names": data_set.label_names, "regions": data_set.regions,
         "origin": origin,
         "cases": [{"name": c.name, "image": str(c.image.resolve()), "label": c.label and str(c.label.resolve()),
-                   "patient": c.patient, "split": c.split} for c in data_set.cases],
+                   "patient": c.patient, "split": c.split, "reading": c.reading and asdict(c.reading)}
+                  for c in data_set.cases],
     }  # fmt: skip
     partial = folder / f".{DATA_SET}.{os.getpid()}"
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / DATA_SET)
+
+
+def _reading(note: dict[str, Any] | None) -> SweepReading | None:
+    if note is None:
+        return None
+    spacing = tuple(note["spacing"]) if isinstance(note["spacing"], list) else note["spacing"]
+    return SweepReading(spacing, note["step"], tuple(note["mask"]))
 
 
 def read_prepared(root: Path, modality: str | None = None) -> DataSet:
@@ -262,7 +271,7 @@ def read_prepared(root: Path, modality: str | None = None) -> DataSet:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         cases = tuple(Case(c["name"], Path(c["image"]), Path(c["label"]) if c["label"] else None, c["patient"],
-                           c["split"]) for c in content["cases"])  # fmt: skip
+                           c["split"], _reading(c.get("reading"))) for c in content["cases"])  # fmt: skip
         names = {int(i): name for i, name in content["label_names"].items()}
         regions = {name: tuple(ids) for name, ids in content["regions"].items()}
         return check_unique(DataSet(content["name"], cases, names, regions))

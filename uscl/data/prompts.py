@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from uscl.data.sweeps import SweepReading, parse_reading
 from uscl.data.volume import Index, Volume
 from uscl.errors import InputError
 
@@ -22,11 +23,13 @@ class Prompt:
         image: image file.
         object_name: names the mask file; may be empty.
         points: in the order in which they were set.
+        reading: how the image is read, if it is a sweep of frames.
     """
 
     image: Path
     object_name: str
     points: tuple[Point, ...]
+    reading: SweepReading = SweepReading()
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -34,7 +37,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     The file is CSV with the columns ``image`` (path, relative to the table's folder), ``i``, ``j``, ``k`` (voxel
     indices in the file's x, y, z order, counted from 0), ``label`` (1 foreground, 0 background) and optionally
-    ``object``. Rows of the same image and object are clicks on one object, in order.
+    ``object``. Rows of the same image and object are clicks on one object, in order. An image may be a sweep of any
+    kind (lateral, depth, frame); ``spacing``, ``step`` and ``mask`` of its first row then say what its files do not
+    (see :func:`uscl.data.sweeps.parse_reading`).
 
     Raises:
         InputError: the table is missing, empty, or a line is not as expected.
@@ -45,6 +50,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     with table.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     found: dict[tuple[Path, str], list[Point]] = {}
+    readings: dict[tuple[Path, str], SweepReading] = {}
     for number, row in enumerate(rows, start=2):
         try:
             index = (int(row["i"]), int(row["j"]), int(row["k"]))
@@ -54,10 +60,17 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             raise InputError(
                 f"{table}, line {number}: expected image,i,j,k,label[,object] with whole numbers and label 0 or 1"
             ) from error
-        found.setdefault((image, row.get("object") or ""), []).append((index, foreground))
+        key = (image, row.get("object") or "")
+        found.setdefault(key, []).append((index, foreground))
+        if key not in readings:
+            told = ((row.get(column) or "").strip() for column in ("spacing", "step", "mask"))
+            try:
+                readings[key] = parse_reading(*told)
+            except InputError as error:
+                raise InputError(f"{table}, line {number}: {error}") from error
     if not found:
         raise InputError(f"{table}: holds no prompt; expected columns image,i,j,k,label[,object]")
-    return [Prompt(image, name, tuple(points)) for (image, name), points in found.items()]
+    return [Prompt(*key, tuple(points), readings[key]) for key, points in found.items()]
 
 
 def parse_points(text: str, volume: Volume, space: Literal["voxel", "physical"] = "voxel") -> list[Point]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from uscl.data.datasets import Case, DataSet
 from uscl.data.patches import Grid, Preprocessing, Sliceable
 from uscl.data.prepared import LabelSummary, open_case, summarise
+from uscl.data.sweeps import read_sweep, read_sweep_label
 from uscl.data.volume import Volume, read_image, read_label
 from uscl.errors import InputError
 
@@ -123,15 +124,18 @@ def read_case(case: Case, data_set: DataSet) -> tuple[Volume, Volume | None]:
     Raises:
         InputError: a file cannot be used, the grids differ, or the label map has ids that the data set does not name.
     """
-    image = read_image(case.image)
+    image = read_image(case.image) if case.reading is None else read_sweep(case.image, case.reading)
     if case.label is None:
         return image, None
-    if case.label.is_dir():
+    if case.reading is not None:
+        label = read_sweep_label(case.label, image)
+    elif case.label.is_dir():
         return image, _merge_masks(case.label, data_set, image)
-    label = read_label(case.label)
-    difference = label.same_grid(image)
-    if difference:
-        raise InputError(f"{case.label}: does not lie on the grid of {case.image}: {difference}")
+    else:
+        label = read_label(case.label)
+        difference = label.same_grid(image)
+        if difference:
+            raise InputError(f"{case.label}: does not lie on the grid of {case.image}: {difference}")
     unknown = sorted(set(np.unique(label.array).tolist()) - {0} - set(data_set.label_names))
     if unknown:
         raise InputError(

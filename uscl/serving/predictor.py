@@ -12,7 +12,8 @@ from uscl.backbone import EMBEDDED, SamMed3DConfig, Trunk, load_trunk
 from uscl.data.evaluation_patches import place_patch
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import Point
-from uscl.data.volume import Volume, read_image
+from uscl.data.sweeps import read_sweep
+from uscl.data.volume import Volume
 from uscl.errors import InputError
 from uscl.prompting import Click, SamMed3DSegmenter
 from uscl.tuning import load_adapter
@@ -79,9 +80,9 @@ class Predictor:
         """Takes the volume to segment.
 
         Raises:
-            InputError: the file cannot be used (see :func:`uscl.data.read_image`).
+            InputError: the file cannot be used (see :func:`uscl.data.read_sweep`).
         """
-        self._volume = image if isinstance(image, Volume) else read_image(image)
+        self._volume = image if isinstance(image, Volume) else read_sweep(image)
         self._encoded = None
 
     def segment(self, points: Sequence[Point]) -> Prediction:

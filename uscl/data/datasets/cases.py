@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from uscl.data.sweeps import SweepReading
 from uscl.data.volume import Array
 from uscl.errors import InputError
 from uscl.seeds import derive_seed
@@ -29,6 +30,7 @@ class Case:
         label: label map on the same grid; or a folder with one mask per class, named after it; or None.
         patient: whom it was taken from; a patient is never on two sides of a split.
         split: where it belongs, or None where the data set leaves that open.
+        reading: how the files of a sweep are read; None for volumes that say everything themselves.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Case:
     label: Path | None
     patient: str
     split: Split | None = None
+    reading: SweepReading | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def read_folder(root: Path, modality: str | None = None) -> DataSet:
     root = Path(root).expanduser()
     if not root.is_dir():
         raise InputError(f"{root}: no such data folder; data/README.md shows the layout")
-    description = _read_description(root / "dataset.json")
+    description = read_description(root / "dataset.json")
     channel = description.channel(modality)
     train = _images(root / "imagesTr", channel)
     if not train:
@@ -82,7 +82,17 @@ def read_folder(root: Path, modality: str | None = None) -> DataSet:
 
 
 @dataclass(frozen=True)
-class _Description:
+class Description:
+    """What a dataset.json says.
+
+    Attributes:
+        file: where it lies, or would.
+        name: of the data set.
+        label_names: structure of each label id.
+        regions: classes made of several ids, if there are any.
+        channels: name of each channel.
+    """
+
     file: Path
     name: str = ""
     label_names: dict[int, str] = field(default_factory=dict)
@@ -125,9 +135,14 @@ def _images(folder: Path, channel: tuple[int, int]) -> dict[str, Path | None]:
     return found
 
 
-def _read_description(path: Path) -> _Description:
+def read_description(path: Path) -> Description:
+    """Reads a dataset.json; an empty description where there is none.
+
+    Raises:
+        InputError: it is not as nnU-Net has it.
+    """
     if not path.is_file():
-        return _Description(path)
+        return Description(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         channels = {
@@ -149,7 +164,7 @@ def _read_description(path: Path) -> _Description:
     names = {i: f"label {i}" for values in ids.values() for i in values if i}
     names |= {values[0]: label for label, values in ids.items() if len(values) == 1 and values[0]}
     plain = len(names) == len(classes) and all(len(values) == 1 for values in classes.values())
-    return _Description(path, name, names, {} if plain else classes, channels)
+    return Description(path, name, names, {} if plain else classes, channels)
 
 
 def _read_patients(path: Path) -> dict[str, tuple[str, Split | None]]:

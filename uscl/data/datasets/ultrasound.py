@@ -1,0 +1,206 @@
+"""Ultrasound sweeps of any kind, listed in a manifest.
+
+::
+
+    ROOT/
+      sweeps.csv        patient,sweep,image,label,site,split,spacing,step,mask
+      dataset.json      optional: {"name": "...", "labels": {"background": 0, "liver": 1}}
+
+``image`` is a volume, a video, a DICOM file or a folder of frames or of one DICOM series; ``label`` a volume or a
+folder of frames with label ids, empty for none. Paths are relative to the manifest. Needed are patient, sweep, image.
+``spacing`` (mm, one number or lateral and depth) and ``step`` (mm from frame to frame) stand for what the files do not
+know, or are the word ``assumed``; ``mask`` names rules of :class:`~uscl.data.sweeps.SweepReading`. Columns of other
+names are left alone. Without dataset.json the labels are :data:`CLASSES`.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from uscl.data.datasets.cases import SPLITS, Case, DataSet, Split, check_unique
+from uscl.data.datasets.folder import read_description
+from uscl.data.frames import DICOM, VIDEOS, is_dicom, pictures_in, read_tags
+from uscl.data.sweeps import VOLUMES, SweepReading, knows_spacing, parse_reading, series_files
+from uscl.data.volume import stem
+from uscl.errors import InputError
+
+log = logging.getLogger(__name__)
+MANIFEST = "sweeps.csv"
+COLUMNS = ("patient", "sweep", "image", "label", "site", "split", "spacing", "step", "mask")
+CLASSES = {1: "pleural effusion", 2: "seroperitoneum", 3: "liver", 4: "spleen", 5: "kidney"}
+"""Label ids of the paper's five classes, where no dataset.json says otherwise."""
+_LABEL_FOLDERS = ("label", "mask", "seg", "annotation")
+_KIND = re.compile(r"^(image|img|frame|video|clip|sweep|label|mask|seg(mentation)?|annotation)s?")
+_LABEL_ENDINGS = ("_label", "_labels", "_seg", "_mask", "_gt")
+
+
+def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
+    """Lists the sweeps of a manifest.
+
+    Args:
+        root: the folder of ``sweeps.csv``, or a manifest of another name.
+        modality: a site of the manifest (column ``site``), e.g. pleural or abdominal; None for all.
+
+    Raises:
+        InputError: there is no manifest, it lacks a column, holds no sweep or none of the site, a line is not as
+            expected, or names are not unique.
+    """
+    root = Path(root).expanduser()
+    manifest = root / MANIFEST if root.is_dir() else root
+    if not manifest.is_file():
+        raise InputError(f"{manifest}: no such manifest of sweeps; write one with `uscl prepare ultrasound "
+                         f"--root FOLDER --new-manifest {MANIFEST}`")  # fmt: skip
+    cases, problems, sites = [], {}, set()
+    for number, row in enumerate(read_rows(manifest, COLUMNS[:3]), start=2):
+        where = f"{manifest}, line {number}"
+        if not row["patient"] or not row["sweep"] or not row["image"]:
+            raise InputError(f"{where}: patient, sweep and image must be given")
+        sites.add(row["site"])
+        if modality is not None and row["site"].lower() != modality.lower():
+            continue
+        image, label = (manifest.parent / row[key] if row[key] else None for key in ("image", "label"))
+        assert image is not None
+        missing = [path for path in (image, label) if path is not None and not path.exists()]
+        if missing:
+            problems[row["sweep"]] = f"{where}: {missing[0]} is not there; correct the path or take the line away"
+            continue
+        cases.append(Case(row["sweep"], image, label, row["patient"], _split(row["split"], where),
+                          _reading(row, where)))  # fmt: skip
+    if not cases and not problems:
+        told = f"no sweep of site {modality!r}; it has {', '.join(sorted(sites))}" if modality and sites else "no sweep"
+        raise InputError(f"{manifest}: holds {told}")
+    description = read_description(manifest.parent / "dataset.json")
+    names = description.label_names or CLASSES
+    data_set = DataSet(description.name or manifest.parent.name, tuple(cases), names, description.regions, problems)
+    return check_unique(data_set)
+
+
+def read_rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Lines of a manifest with every column of :data:`COLUMNS`, stripped; columns that are not there are empty.
+
+    Raises:
+        InputError: a needed column is not there, or the file is not UTF-8 text.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            lacking = set(needed) - set(reader.fieldnames or ())
+            if lacking:
+                names = ", ".join(sorted(lacking))
+                raise InputError(f"{path}: lacks the columns {names}; expected {','.join(COLUMNS)}")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not readable as CSV in UTF-8 ({error})") from error
+    for row in rows:
+        yield {column: (row.get(column) or "").strip() for column in COLUMNS}
+
+
+def _reading(row: dict[str, str], where: str) -> SweepReading:
+    try:
+        return parse_reading(row["spacing"], row["step"], row["mask"])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _split(text: str, where: str) -> Split | None:
+    if text and text not in SPLITS:
+        raise InputError(f"{where}: split is {text!r}, expected {', '.join(SPLITS)} or nothing")
+    return next((split for split in SPLITS if split == text), None)
+
+
+def write_manifest(root: Path, target: Path) -> int:
+    """Writes a manifest of what lies in a folder, for its owner to correct.
+
+    The patient is guessed from the first folder below ``root``, else from the file name; labels are found in folders
+    next to the images that are called labels or masks, and by endings such as ``_label``. Distances that the files do
+    not know are ``assumed``. Single pictures next to other sweeps are left out.
+
+    Args:
+        root: where to look, with all folders below.
+        target: file to write; never one that exists.
+
+    Returns:
+        The number of sweeps.
+
+    Raises:
+        InputError: the file exists or cannot be written, there is no such folder, or no sweep in it.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    if target.exists():
+        raise InputError(f"{target}: exists already; it may have been edited. Give another name")
+    found = list(_sweeps(root))
+    labels = {_key(path, root): path for path in found if _is_label(path.relative_to(root))}
+    sweeps = [path for path in found if path not in labels.values()]
+    if not sweeps:
+        raise InputError(f"{root}: no sweep found (volumes, videos, DICOM, or folders of nothing but frames)")
+    base = target.parent.resolve()
+    rows: list[tuple[str, ...]] = []
+    for path in sweeps:
+        below = path.relative_to(root)
+        name = "_".join((*below.parts[:-1], path.name if path.is_dir() else stem(path)))
+        label = labels.get(_key(path, root))
+        told = "" if knows_spacing(path) else "assumed"
+        rows.append((below.parts[0] if len(below.parts) > 1 else name, name, _relative(path, base),
+                     _relative(label, base) if label else "", "", "", told, told, ""))  # fmt: skip
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("x", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([COLUMNS, *rows])
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error})") from error
+    return len(rows)
+
+
+def _sweeps(folder: Path) -> Iterator[Path]:
+    """Files and folders below a folder that are a sweep each, in order."""
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in inside if path.is_file()]
+    pictures = pictures_in(folder)
+    if len(pictures) > 1 and len(pictures) == len(inside):
+        yield folder
+        return
+    if pictures:
+        log.info("%s: %d pictures next to other files are left out; put frames into a folder of their own", folder,
+                 len(pictures))  # fmt: skip
+    series = [path for path in files if path.suffix.lower() in DICOM or (not path.suffix and _looks_dicom(path))]
+    if len(series) > 1 and len(series) == len(inside) and _single_frames(folder):
+        yield folder
+        return
+    for path in inside:
+        if path.is_dir():
+            yield from _sweeps(path)
+        elif path.name.lower().endswith((*VOLUMES, *VIDEOS)) or path in series:
+            yield path
+
+
+def _looks_dicom(path: Path) -> bool:
+    return path.stat().st_size > 132 and is_dicom(path)
+
+
+def _single_frames(folder: Path) -> bool:
+    return all(int(read_tags(path).get("NumberOfFrames") or 1) == 1 for path in series_files(folder))
+
+
+def _is_label(below: Path) -> bool:
+    in_folder = any(part.lower().startswith(_LABEL_FOLDERS) for part in below.parts[:-1])
+    return in_folder or stem(below).lower().endswith(_LABEL_ENDINGS)
+
+
+def _key(path: Path, root: Path) -> tuple[str, ...]:
+    """By what image and label find each other: where they lie and their name, but for words such as masks."""
+    name = path.name if path.is_dir() else stem(path)
+    for ending in (*_LABEL_ENDINGS, "_0000"):
+        name = name.removesuffix(ending)
+    folders = (_KIND.sub("", part.lower()) for part in path.relative_to(root).parts[:-1])
+    return (*filter(None, folders), name)
+
+
+def _relative(path: Path, base: Path) -> str:
+    whole = path.resolve()
+    return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else os.fspath(whole)

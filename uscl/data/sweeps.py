@@ -1,0 +1,312 @@
+"""Sweeps from whatever a scanner or a download has: volumes, videos, frame folders, DICOM files and series.
+
+What comes out is a :class:`~uscl.data.volume.Volume` indexed [lateral, depth, frame], or as its file is where that is a
+volume. Frames rarely know how far apart they are; what nobody knows has to be said, by a number or by the word
+``assumed``, and is never made up silently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+
+from uscl.data.frames import (
+    DICOM,
+    VIDEOS,
+    Frames,
+    calibration,
+    is_dicom,
+    natural_order,
+    pictures_in,
+    read_dicom,
+    read_label_pictures,
+    read_pictures,
+    read_tags,
+    read_video,
+)  # fmt: skip
+from uscl.data.volume import WRITABLE, Array, Volume, read_image, read_label
+from uscl.errors import InputError
+
+Rule = Literal["overlay", "doppler"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+VOLUMES = (*WRITABLE, ".mhd")
+ASSUMED_MM = 150.0
+"""What the longer edge of a frame, and a whole sweep, are assumed to measure."""
+_FRAMES_TO_JUDGE = 8
+"""Frames without which nobody can tell what changes from what is burnt in."""
+_CHANGING = 2.5
+"""Standard deviation over the frames, in 1/255 of the range, above which a pixel shows tissue."""
+_LEAST_SECTOR = 0.05
+
+
+@dataclass(frozen=True)
+class SweepReading:
+    """How the frames of a sweep are read.
+
+    Attributes:
+        spacing: of the pixels along lateral and depth, mm. Null takes the file's; ``assumed`` makes the longer edge of
+            a frame 150 mm where the file has none.
+        step: from frame to frame, mm. Null takes the file's; ``assumed`` makes the sweep 150 mm long where the file has
+            none.
+        mask: what is blackened. ``overlay``: everything outside the sector, which is the convex hull of the largest
+            region that changes over the frames; burnt-in text, scales and logos do not. ``doppler``: coloured pixels.
+    """
+
+    spacing: tuple[float, float] | Literal["assumed"] | None = None
+    step: float | Literal["assumed"] | None = None
+    mask: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        numbers = [*(self.spacing if isinstance(self.spacing, tuple) else ()),
+                   *([self.step] if isinstance(self.step, float | int) else [])]  # fmt: skip
+        if not all(number > 0 for number in numbers):
+            raise InputError(f"reading: spacing and step must be above 0 mm, found {self.spacing} and {self.step}")
+        if unknown := set(self.mask) - set(RULES):
+            raise InputError(f"reading: no rule {', '.join(sorted(unknown))}; choose of {', '.join(RULES)}")
+
+
+def parse_reading(spacing: str = "", step: str = "", mask: str = "") -> SweepReading:
+    """A reading as tables write it.
+
+    Args:
+        spacing: mm, one number or lateral and depth; ``assumed``; or empty.
+        step: mm; ``assumed``; or empty.
+        mask: rules, with blanks between them.
+
+    Raises:
+        InputError: anything else.
+    """
+
+    def numbers(text: str) -> list[float]:
+        try:
+            return [float(part) for part in text.split()]
+        except ValueError:
+            return []
+
+    known: tuple[float, float] | Literal["assumed"] | None = None
+    far: float | Literal["assumed"] | None = None
+    sizes, steps = numbers(spacing), numbers(step)
+    if spacing == "assumed":
+        known = "assumed"
+    elif len(sizes) in (1, 2):
+        known = (sizes[0], sizes[-1])
+    if step == "assumed":
+        far = "assumed"
+    elif len(steps) == 1:
+        far = steps[0]
+    if (spacing and known is None) or (step and far is None):
+        raise InputError(f"spacing is {spacing!r} and step {step!r}; expected mm (spacing: one number, or lateral and "
+                         "depth), `assumed` or nothing")  # fmt: skip
+    return SweepReading(known, far, tuple(cast("list[Rule]", mask.split())))
+
+
+def read_sweep(path: str | os.PathLike[str], reading: SweepReading = SweepReading()) -> Volume:
+    """Reads a sweep of any kind.
+
+    Args:
+        path: a volume (NIfTI, NRRD, MHA, MHD), a video, a DICOM file with several frames, or a folder: of frames as
+            pictures, or of one DICOM series.
+        reading: spacing that the files lack, and what is blackened.
+
+    Raises:
+        InputError: the path is missing, of no kind that is known, or damaged; it holds a single frame, or one value
+            everywhere; or spacing or step are known to nobody.
+    """
+    source = Path(path).expanduser()
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    if source.is_file() and source.name.lower().endswith(VOLUMES):
+        volume = _with_spacing(read_image(source), reading)
+    elif source.is_dir() and not pictures_in(source):
+        volume = _read_series(source, reading)
+    else:
+        volume = _as_volume(source, _decode(source, "doppler" in reading.mask), reading)
+    if "overlay" in reading.mask:
+        volume = replace(volume, array=_without_overlay(volume.array, source))
+    if volume.array.min() == volume.array.max():
+        raise InputError(f"{source}: every pixel is {volume.array.flat[0]}; export the sweep again")
+    return volume
+
+
+def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
+    """Reads the label map of a sweep: a volume, or a folder with a picture of label ids for every frame.
+
+    Where both are volumes their grids must agree; with videos and pictures, whose geometry no label file can know, the
+    numbers of voxels must.
+
+    Raises:
+        InputError: it cannot be read or does not fit.
+    """
+    source = Path(path).expanduser()
+    label = Volume(read_label_pictures(source)) if source.is_dir() else read_label(source)
+    if label.shape != sweep.shape:
+        raise InputError(f"{source}: has {label.shape} voxels, {sweep.name} has {sweep.shape}; a label map has the "
+                         "sweep's own frames, all of them")  # fmt: skip
+    if _is_volume(source) and sweep.path is not None and _is_volume(sweep.path):
+        difference = label.same_grid(replace(sweep, spacing=read_image(sweep.path).spacing))
+        if difference:
+            raise InputError(f"{source}: does not lie on the grid of {sweep.name}: {difference}")
+    return Volume(label.array, sweep.spacing, sweep.origin, sweep.direction, source)
+
+
+def knows_spacing(path: Path) -> bool:
+    """Whether the files of a sweep know the distances along all three axes; looks at headers alone.
+
+    Raises:
+        InputError: a header cannot be read.
+    """
+    if _is_volume(path):
+        return True
+    if path.is_file():
+        if not is_dicom(path):
+            return False
+        tags = read_tags(path)
+        return calibration(tags) is not None and bool(tags.get("SpacingBetweenSlices"))
+    return not pictures_in(path) and _positions([read_tags(p) for p in series_files(path)]) is not None
+
+
+def series_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, in natural order."""
+    return natural_order(p for p in folder.iterdir() if p.is_file() and p.stat().st_size > 132 and is_dicom(p))
+
+
+def _is_volume(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(VOLUMES)
+
+
+def _decode(source: Path, without_colour: bool) -> Frames:
+    if source.is_dir():
+        return read_pictures(source, without_colour)
+    if source.stat().st_size == 0:
+        raise InputError(f"{source}: the file is empty (0 bytes); fetch or export it again")
+    if source.suffix.lower() in VIDEOS:
+        return read_video(source, without_colour)
+    if source.suffix.lower() in DICOM or is_dicom(source):
+        return read_dicom(source, without_colour)
+    known = ", ".join((*VOLUMES, *VIDEOS, *DICOM))
+    raise InputError(f"{source}: no sweep that can be read; expected {known}, or a folder of frames or of DICOM files")
+
+
+def _as_volume(source: Path, frames: Frames, reading: SweepReading) -> Volume:
+    width, height, count = frames.array.shape
+    if min(width, height, count) < 2:
+        raise InputError(f"{source}: has {count} frame(s) of {width} x {height}; a sweep has at least two of 2 x 2")
+    spacing = reading.spacing if isinstance(reading.spacing, tuple) else frames.spacing
+    if spacing is None and reading.spacing == "assumed":
+        spacing = (ASSUMED_MM / max(width, height),) * 2
+    step = reading.step if isinstance(reading.step, float | int) else frames.step
+    if step is None and reading.step == "assumed":
+        step = ASSUMED_MM / count
+    if spacing is None or step is None:
+        lacking = [name for name, value in (("spacing", spacing), ("step", step)) if value is None]
+        between = " and ".join(_MEANT[name] for name in lacking)
+        raise InputError(f"{source}: the millimetres between {between} are not known; give {' and '.join(lacking)}, "
+                         "in mm or `assumed` (columns of the table, or --reading.spacing, --reading.step)")  # fmt: skip
+    return Volume(frames.array, (spacing[0], spacing[1], float(step)), path=source)
+
+
+_MEANT = {"spacing": "pixels", "step": "frames"}
+
+
+def _with_spacing(volume: Volume, reading: SweepReading) -> Volume:
+    x, y, z = volume.spacing
+    if isinstance(reading.spacing, tuple):
+        x, y = reading.spacing
+    if isinstance(reading.step, float | int):
+        z = float(reading.step)
+    return replace(volume, spacing=(x, y, z))
+
+
+def _read_series(folder: Path, reading: SweepReading) -> Volume:
+    """One DICOM series: in space where every file says where it lies, else frame by frame in order of number."""
+    files = series_files(folder)
+    if not files:
+        raise InputError(f"{folder}: holds neither pictures nor DICOM files")
+    tags = [read_tags(file) for file in files]
+    series = {str(t.get("SeriesInstanceUID")) for t in tags}
+    if len(series) > 1:
+        raise InputError(f"{folder}: holds {len(series)} DICOM series; put each into a folder of its own")
+    if len(files) == 1 and int(tags[0].get("NumberOfFrames") or 1) > 1:
+        return _as_volume(folder, read_dicom(files[0], "doppler" in reading.mask), reading)
+    if any(int(t.get("NumberOfFrames") or 1) > 1 for t in tags):
+        raise InputError(f"{folder}: holds {len(files)} files, some with several frames; name each file by itself")
+    positions = _positions(tags)
+    if positions is None:
+        order = sorted(range(len(files)), key=lambda i: int(tags[i].get("InstanceNumber") or i))
+        frames = [read_dicom(files[i], "doppler" in reading.mask) for i in order]
+        if len({frame.array.shape for frame in frames}) > 1:
+            raise InputError(f"{folder}: the frames differ in size")
+        array = np.concatenate([frame.array for frame in frames], axis=2)
+        return _as_volume(folder, Frames(array, frames[0].spacing, frames[0].step), reading)
+    order = np.argsort(positions).tolist()
+    gaps = np.diff(positions[order])
+    if len(files) < 2 or gaps.min() <= 0 or gaps.max() > 1.05 * gaps.min() + 1e-3:
+        told = "no second slice" if len(files) < 2 else f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart"
+        raise InputError(f"{folder}: {told}; slices are missing or there twice, export the series again")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(files[i]) for i in order])
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        told = str(error).strip().splitlines()[-1]
+        raise InputError(f"{folder}: the slices do not make a volume ({told})") from error
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"{folder}: is in colour; expected one value per voxel")
+    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    volume = Volume(array, image.GetSpacing(), image.GetOrigin(), direction, folder)
+    return _with_spacing(volume, reading)
+
+
+def _positions(tags: Sequence[Any]) -> NDArray[np.float64] | None:
+    """Where slices lie along their common normal, mm; None unless all say so and are parallel."""
+    turns = [t.get("ImageOrientationPatient") for t in tags]
+    places = [t.get("ImagePositionPatient") for t in tags]
+    if not tags or None in turns or None in places:
+        return None
+    first = np.array(turns[0], float)
+    if any(np.abs(np.array(turn, float) - first).max() > 1e-3 for turn in turns):
+        return None
+    found: NDArray[np.float64] = np.array(places, float) @ np.cross(first[:3], first[3:])
+    return found
+
+
+def _without_overlay(array: Array, source: Path) -> Array:
+    """Blackens what lies outside the sector (see :class:`SweepReading`)."""
+    if array.shape[2] < _FRAMES_TO_JUDGE:
+        raise InputError(f"{source}: {array.shape[2]} frames are too few to tell tissue from burnt-in text (at least "
+                         f"{_FRAMES_TO_JUDGE}); leave the rule `overlay` out")  # fmt: skip
+    reach = float(array.max() - array.min()) or 1.0
+    changing = array.std(axis=2, dtype=np.float32) > _CHANGING / 255 * reach
+    edge = max(2, round(0.01 * min(changing.shape)))
+    # Opened first: counters and cursors are thin. Closed then: speckle has holes where fluid is.
+    joined = ndimage.binary_opening(changing, iterations=2)
+    joined = ndimage.binary_closing(np.pad(joined, 2 * edge), iterations=2 * edge)
+    joined = joined[2 * edge : -2 * edge, 2 * edge : -2 * edge]
+    parts, count = ndimage.label(joined)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    if not count or sizes.max() < _LEAST_SECTOR * changing.size:
+        raise InputError(
+            f"{source}: too little changes over the frames to find the sector; leave out the rule `overlay`"
+        )
+    sector = _convex_hull(parts == 1 + int(sizes.argmax()))
+    return np.where(sector[:, :, None], array, array.dtype.type(0))
+
+
+def _convex_hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The smallest convex region [x, y] that holds a region."""
+    border = np.argwhere(mask & ~ndimage.binary_erosion(mask))
+    x, y = np.arange(mask.shape[0])[:, None], np.arange(mask.shape[1])
+    inside = np.ones(mask.shape, bool)
+    for a, b, c in np.unique(ConvexHull(border).equations.round(9), axis=0):
+        inside &= a * x + b * y + c <= 1e-6
+    return inside
