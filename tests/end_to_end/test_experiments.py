@@ -177,6 +177,27 @@ def test_scans_in_the_layout_of_their_data_set(name, scans, tmp_path):
         assert classes == {"liver", "spleen"}
 
 
+@pytest.mark.parametrize("dataset", ["amos", "totalsegmentator", "brats", "ultrasound"])
+def test_fine_tuning_on_every_data_set(dataset, scans, study, tmp_path):
+    """What data/README.md says of a download: the configuration of the embedded data, another data set and root."""
+    root = study if dataset == "ultrasound" else scans[dataset]
+    one = {"brats": "whole tumour"}.get(dataset, "liver")
+    args = [
+        "fit", "--config", str(EXPERIMENTS / "lora.yaml"), "--data", "VolumeDataModule", "--data.dataset", dataset,
+        "--data.root", str(root), "--data.classes", f"[{one}]", "--data.patches_per_epoch", "2",
+        "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]", "--data.num_workers", "0",
+        "--data.sampling.minimum_foreground", "20", "--model.backbone", "tiny", "--model.weights", "null",
+        "--model.clicks.count", "2", "--model.val_clicks", "[1]", "--trainer.max_epochs", "1",
+        "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.accelerator", "cpu",
+        "--trainer.default_root_dir", str(tmp_path),
+    ]  # fmt: skip
+    assert main(args) == 0
+    assert (tmp_path / "adapter.safetensors").is_file()
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]
+    assert config["class_path"].endswith("VolumeDataModule")
+    assert config["init_args"]["dataset"] == dataset
+
+
 @pytest.mark.parametrize(
     "config", [c for c in CONFIGS if c.parent.name == "paper" and c.stem in VERBS], ids=lambda c: c.stem
 )
