@@ -114,7 +114,9 @@ class UsclCLI(LightningCLI):
         callbacks: list[Callback] = [AdapterExport(), WeightsExport(), Scoring(), MaskWriter()]
         if not config.fast_dev_run:
             if config.enable_checkpointing is not False:
-                latest = ModelCheckpoint(f"{folder}/checkpoints", "last", enable_version_counter=False)
+                # Every epoch: by default epochs without validation are not saved.
+                latest = ModelCheckpoint(f"{folder}/checkpoints", "last", save_on_train_epoch_end=True,
+                                         enable_version_counter=False)  # fmt: skip
                 callbacks.append(latest)
             if config.logger is None or config.logger is True:
                 kwargs["logger"] = CSVLogger(folder, name="", version="")

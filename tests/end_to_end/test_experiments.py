@@ -189,10 +189,11 @@ def test_fine_tuning_on_every_data_set(dataset, scans, study, tmp_path):
         "--data.sampling.minimum_foreground", "20", "--model.backbone", "tiny", "--model.weights", "null",
         "--model.clicks.count", "2", "--model.val_clicks", "[1]", "--trainer.max_epochs", "1",
         "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.accelerator", "cpu",
-        "--trainer.default_root_dir", str(tmp_path),
+        "--trainer.check_val_every_n_epoch", "2", "--trainer.default_root_dir", str(tmp_path),
     ]  # fmt: skip
     assert main(args) == 0
     assert (tmp_path / "adapter.safetensors").is_file()
+    assert (tmp_path / "checkpoints/last.ckpt").is_file(), "an epoch without validation is lost when a run is cut short"
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]
     assert config["class_path"].endswith("VolumeDataModule")
     assert config["init_args"]["dataset"] == dataset

@@ -204,15 +204,18 @@ class Preprocessing:
             shape: of the prepared grid, to tell volume from padding.
         """
         if self.normalisation == "z_score_positive" and (patch > 0).any():
-            sample = patch[patch > 0]
+            sample = patch[patch > 0].astype(np.float32, copy=False)
         else:
             inside = tuple(
                 slice(max(0, -c), max(0, min(self.patch_size, n - c))) for c, n in zip(corner, shape, strict=True)
             )
-            sample = patch[inside] if patch[inside].size else patch
-        mean = sample.mean(dtype=np.float64)
-        std = sample.std(ddof=1, dtype=np.float64) if sample.size > 1 else 0.0
-        scaled: Array = ((patch - mean) / (std or 1.0)).astype(np.float32)
+            sample = np.array(patch[inside] if patch[inside].size else patch, np.float32)
+        # In place and with sums alone in double precision: this is what most of the time of a patch is spent on.
+        mean = np.float32(sample.mean(dtype=np.float64))
+        sample -= mean
+        variance = np.square(sample, out=sample).sum(dtype=np.float64) / max(1, sample.size - 1)
+        scaled: Array = patch.astype(np.float32, copy=False) - mean
+        scaled /= np.float32(np.sqrt(variance) or 1.0)
         return scaled
 
 

@@ -37,7 +37,7 @@ Sources = dict[str, tuple[int, int]]
 """Size in bytes and time of the last change in ns of each file."""
 VERSION = 1
 DATA_SET = "data_set.json"
-_CHUNK, _BLOCK = 64, 32
+_CHUNK, _BLOCK = 64, 16
 _SAMPLED = 1000
 """Voxels remembered of every label id, to centre patches on."""
 
@@ -82,7 +82,10 @@ class StoredArray:
         values: Array = self._stored[slices]
         if self._scale is None:
             return values
-        decoded: Array = values.astype(np.float32) * np.float32(self._scale) + np.float32(self._offset)
+        decoded: Array = values.astype(np.float32)
+        if self._scale != 1:
+            decoded *= np.float32(self._scale)
+        decoded += np.float32(self._offset)
         return decoded
 
 
@@ -148,7 +151,7 @@ def write_case(
         chunks = tuple(min(_CHUNK, n) for n in array.shape)
         blosc2.asarray(
             np.ascontiguousarray(array), urlpath=str(partial / f"{kind}.b2nd"), mode="w", chunks=chunks,
-            blocks=tuple(min(_BLOCK, n) for n in chunks), cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5},
+            blocks=tuple(min(_BLOCK, n) for n in chunks), cparams={"codec": blosc2.Codec.LZ4, "clevel": 5},
         )  # fmt: skip
     summary = {} if label is None else summarise(label)
     note = {"grid": asdict(grid), "scale": scale, "offset": offset, "labelled": label is not None,

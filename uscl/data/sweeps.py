@@ -230,7 +230,7 @@ def _read_series(folder: Path, reading: SweepReading) -> Volume:
     """One DICOM series: in space where every file says where it lies, else frame by frame in order of number."""
     files = series_files(folder)
     if not files:
-        raise InputError(f"{folder}: holds neither pictures nor DICOM files")
+        raise InputError(f"{folder}: is a folder that holds neither pictures nor DICOM files")
     tags = [read_tags(file) for file in files]
     series = {str(t.get("SeriesInstanceUID")) for t in tags}
     if len(series) > 1:
