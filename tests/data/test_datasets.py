@@ -16,7 +16,7 @@ from uscl.data.datasets import (
     read_totalsegmentator,
 )  # fmt: skip
 from uscl.data.store import read_case
-from uscl.data.volume import Volume, read_label, write_volume
+from uscl.data.volume import Volume, read_image, read_label, write_volume
 from uscl.errors import InputError
 
 
@@ -363,3 +363,40 @@ def test_real_examples(shared_data, tmp_path):
     core, whole = (found.mask(label.array, name).sum() for name in ("tumour core", "whole tumour"))
     assert 0 < core < whole
     assert len(read_brats(shared_data / "mr_brats_gli").cases) >= 1
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("image", "label", "file", "organs"),
+    [("example_ct_sm", "example_seg", "ct", {1: "spleen", 5: "liver", 52: "aorta"}),
+     ("example_mr_sm", "example_seg_mr", "mri", {1: "spleen", 5: "liver", 23: "aorta"})],
+)  # fmt: skip
+def test_real_totalsegmentator_scans(shared_data, tmp_path, image, label, file, organs):
+    """The examples are label maps of all structures; a download has a mask of each in a folder."""
+    source = shared_data / "ct_mr_totalseg"
+    whole = read_label(source / f"{label}.nii.gz")
+    write_volume(tmp_path / "s0011" / f"{file}.nii.gz", read_image(source / f"{image}.nii.gz"))
+    for number, name in organs.items():
+        mask = whole.with_array((whole.array == number).astype(np.uint8))
+        write_volume(tmp_path / "s0011" / "segmentations" / f"{name}.nii.gz", mask)
+    found = read_totalsegmentator(tmp_path)
+    _, merged = read_case(found.cases[0], found)
+    for number, name in organs.items():
+        np.testing.assert_array_equal(found.mask(merged.array, name), whole.array == number)
+    assert (merged.array > 0).sum() > 1000
+
+
+@pytest.mark.shared
+def test_real_label_maps_in_the_layout_of_amos(shared_data, tmp_path):
+    """BTCV's organs have the ids of AMOS up to a point; there is no image, so one is made up on their grid."""
+    for number, file in enumerate(sorted((shared_data / "labels_btcv_l2r").glob("*.nii.gz"))[:3], start=1):
+        label = read_label(file)
+        image = label.with_array((40 * label.array + 5).astype(np.int16))
+        side = "Va" if number == 3 else "Tr"
+        write_volume(tmp_path / f"images{side}" / f"amos_{number:04d}.nii.gz", image)
+        write_volume(tmp_path / f"labels{side}" / f"amos_{number:04d}.nii.gz", label)
+    found = read_amos(tmp_path)
+    assert [(case.name, case.split) for case in found.cases][-1] == ("amos_0003", "test")
+    for case in found.cases:
+        _, label = read_case(case, found)
+        assert 400 < found.mask(label.array, "liver").sum() * np.prod(label.spacing) / 1000 < 4000
