@@ -85,17 +85,19 @@ def make_panel(
 
 
 def save_panels(path: Path, panels: Sequence[Panel], heading: str) -> None:
-    """One row per object: the image, the reference, and the mask after each number of clicks."""
+    """One row per object: the image, the reference if there is any, and the mask after each number of clicks."""
     counts = sorted({count for panel in panels for count in panel.predictions})
-    columns = 2 + len(counts)
+    with_reference = any(panel.reference is not None for panel in panels)
+    columns = 1 + with_reference + len(counts)
     figure = Figure(figsize=(2.1 * columns, 2.35 * len(panels) + 0.6), layout="constrained")
     axes = np.atleast_2d(np.asarray(figure.subplots(len(panels), columns)))
     for panel, row in zip(panels, axes, strict=True):
         _show(row[0], panel, f"{panel.title}")
-        _show(row[1], panel, "reference")
-        if panel.reference is not None:
-            _outline(row[1], panel.reference, REFERENCE_COLOUR)
-        for axis, count in zip(row[2:], counts, strict=True):
+        if with_reference:
+            _show(row[1], panel, "reference")
+            if panel.reference is not None:
+                _outline(row[1], panel.reference, REFERENCE_COLOUR)
+        for axis, count in zip(row[1 + with_reference :], counts, strict=True):
             dice = f", Dice {panel.dice[count]:.2f}" if count in panel.dice else ""
             _show(axis, panel, f"{count} click{'s' * (count > 1)}{dice}")
             if panel.reference is not None:
@@ -104,7 +106,8 @@ def save_panels(path: Path, panels: Sequence[Panel], heading: str) -> None:
         for y, x, foreground in panel.clicks:
             colour = FOREGROUND_COLOUR if foreground else BACKGROUND_COLOUR
             row[-1].plot(x, y, marker="+" if foreground else "x", color=colour, markersize=6)
-    figure.suptitle(f"{heading}\norange: reference, blue: prediction, + foreground, x background. {DISCLAIMER}", size=8)
+    legend = "orange: reference, " * with_reference + "blue: prediction, + foreground, x background."
+    figure.suptitle(f"{heading}\n{legend}\n{DISCLAIMER}", size=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
