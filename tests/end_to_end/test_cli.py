@@ -186,7 +186,7 @@ def test_bad_training_data_is_told_in_one_line_and_leaves_no_run(study, tmp_path
 
 def test_rank_of_a_sweep_arrives_without_init_args(study, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main([*experiment("lora", study), "--model.lora.rank=16", "--print_config"])
+        main([*experiment("lora", study), "--model.tuning.rank=16", "--print_config"])
     printed = capsys.readouterr().out
     assert "rank: 16" in printed
     assert "alpha: null" in printed

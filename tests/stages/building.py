@@ -22,7 +22,7 @@ def make_vcl(**options) -> VCLPretrainModule:
 
 def make_seg(**options) -> LoRASegModule:
     options = {
-        "backbone": "tiny", "lora": LoRA(rank=4), "clicks": TrainingClicks(count=3), "val_clicks": (1, 2),
+        "backbone": "tiny", "tuning": LoRA(rank=4), "clicks": TrainingClicks(count=3), "val_clicks": (1, 2),
         "test_clicks": (1, 3), "optimizer": optimizer, **options,
     }  # fmt: skip
     return LoRASegModule(**options)

@@ -107,9 +107,9 @@ def test_stage_one_hands_over_to_stage_two(make_data, make_trainer, tmp_path):
         if ".lora_" in name and name.startswith("image_encoder"):
             assert torch.equal(tensor, adapter.tensors[name])
     assert seg.method == "USCL-Med3D"
-    with pytest.raises(InputError, match="was trained with rank 4 .* model.lora has rank 8"):
-        make_seg(vcl_adapter=str(file), lora=LoRA(rank=8)).configure_model()
-    decoder_only = make_seg(vcl_adapter=str(file), lora=LoRA(rank=8, modules="decoder"))
+    with pytest.raises(InputError, match="was trained with rank 4.* model.tuning has rank 8"):
+        make_seg(vcl_adapter=str(file), tuning=LoRA(rank=8)).configure_model()
+    decoder_only = make_seg(vcl_adapter=str(file), tuning=LoRA(rank=8, modules="decoder"))
     decoder_only.configure_model()
     trained = {name for name, parameter in decoder_only.named_parameters() if parameter.requires_grad}
     assert trained
@@ -122,7 +122,7 @@ def test_stage_two_leaves_an_adapter_that_tests_the_same(make_data, make_trainer
     trainer.fit(module, make_data())
     file = tmp_path / "run" / "adapter.safetensors"
     assert load_adapter(file).preprocessing["spacing"] == [3.0, 3.0, 3.0]
-    again = make_seg(adapter=str(file), lora=None)
+    again = make_seg(adapter=str(file), tuning=None)
     again.configure_model()
     assert again.method == "SAM-Med3D + LoRA"
     image = torch.randn(1, 1, 64, 64, 64)
@@ -181,7 +181,7 @@ def test_settings_that_cannot_work():
         make_seg(adapter="a", vcl_adapter="b")
     with pytest.raises(InputError, match="begin at 1"):
         make_seg(test_clicks=(0, 3))
-    module = make_seg(lora=None)
+    module = make_seg(tuning=None)
     module.configure_model()
     with pytest.raises(InputError, match="nothing is trainable"):
         module.configure_optimizers()

@@ -17,7 +17,7 @@ def make_adapter(seed: int = 0) -> tuple[Adapter, torch.nn.Module]:
                 parameter.normal_()
     adapter = Adapter(
         stage="lora_seg", method="test", backbone=trunk.model.config, trunk_weights=trunk.weights,
-        trunk_fingerprint=trunk.fingerprint, lora={"encoder": lora, "decoder": lora},
+        trunk_fingerprint=trunk.fingerprint, tuning={"encoder": lora, "decoder": lora},
         preprocessing={"spacing": [1.5, 1.5, 1.5]}, tensors=lora_state_dict(trunk.model), version="0",
     )  # fmt: skip
     return adapter, trunk.model
@@ -28,7 +28,7 @@ def test_save_load_apply_gives_the_same_function(tmp_path):
     adapter, model = make_adapter()
     save_adapter(tmp_path / "runs" / "adapter.safetensors", adapter)
     again = load_adapter(tmp_path / "runs" / "adapter.safetensors")
-    assert again.lora == adapter.lora
+    assert again.tuning == adapter.tuning
     assert again.backbone == adapter.backbone
     assert again.preprocessing == adapter.preprocessing
     trunk = load_trunk("tiny", None)
@@ -58,5 +58,5 @@ def test_files_that_are_no_adapters(tmp_path):
     with pytest.raises(InputError, match="not a readable adapter file"):
         load_adapter(tmp_path / "text.safetensors")
     save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
-    with pytest.raises(InputError, match="expected 'uscl-adapter-1'; whole checkpoints go to --weights"):
+    with pytest.raises(InputError, match="expected 'uscl-adapter-2'; whole checkpoints go to --weights"):
         load_adapter(tmp_path / "plain.safetensors")

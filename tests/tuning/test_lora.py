@@ -145,11 +145,11 @@ def test_the_padded_window_tokens_keep_their_fold():
 
 
 def test_alpha_is_tied_to_the_rank():
-    assert LoRA(rank=8).scale == LoRA(rank=64).scale == 1.0
-    assert LoRA(rank=8, alpha=16).scale == 2.0
+    assert LoRA(rank=8).scale_of("encoder") == LoRA(rank=64).scale_of("decoder") == 1.0
+    assert LoRA(rank=8, alpha=16).scale_of("encoder") == 2.0
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}])
 def test_settings_out_of_range(wrong):
-    with pytest.raises(InputError, match=f"lora.{next(iter(wrong))}"):
+    with pytest.raises(InputError, match=f"LoRA.*{next(iter(wrong))}"):
         LoRA(**wrong)

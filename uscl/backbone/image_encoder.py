@@ -47,7 +47,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm1 x), then + mlp(norm2 .). Norm eps is 1e-6, as published."""
+    """Pre-norm transformer block: x + attention(norm1 x), then + mlp(norm2 .). Norm eps is 1e-6, as published.
+
+    Attributes:
+        adapter: what a tuning method may put beside the MLP; it takes the tokens before norm2.
+    """
 
     def __init__(self, config: SamMed3DConfig, window_size: int) -> None:
         super().__init__()
@@ -61,11 +65,13 @@ class Block(nn.Module):
         )
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self.mlp = Mlp(config.embed_dim, int(config.embed_dim * config.mlp_ratio))
+        self.adapter: nn.Module | None = None
 
     def forward(self, tokens: TokenGrid) -> TokenGrid:
         """Maps [B, g, g, g, C] to the same shape."""
         tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + cast("Tensor", self.mlp(self.norm2(tokens)))
+        out = tokens + cast("Tensor", self.mlp(self.norm2(tokens)))
+        return out if self.adapter is None else out + self.adapter(tokens)
 
 
 class ImageEncoder(nn.Module):

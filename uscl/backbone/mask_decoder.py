@@ -66,6 +66,9 @@ class TwoWayBlock(nn.Module):
     Args:
         config: sizes of the model.
         first: the first block's self-attention has neither positions nor a residual, as published.
+
+    Attributes:
+        adapter: what a tuning method may put beside the MLP.
     """
 
     def __init__(self, config: SamMed3DConfig, first: bool) -> None:
@@ -77,6 +80,7 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_token_to_image = DecoderAttention(dim, heads, dim // 2)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = DecoderMlp(dim, config.decoder_mlp_dim)
+        self.adapter: nn.Module | None = None
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
         self.cross_attn_image_to_token = DecoderAttention(dim, heads, dim // 2)
@@ -91,7 +95,8 @@ class TwoWayBlock(nn.Module):
         tokens = self.norm1(tokens)
         attended = self.cross_attn_token_to_image(tokens + token_pos, image + image_pos, image)
         tokens = self.norm2(tokens + attended)
-        tokens = self.norm3(tokens + self.mlp(tokens))
+        changed = tokens + self.mlp(tokens)
+        tokens = self.norm3(changed if self.adapter is None else changed + self.adapter(tokens))
         attended = self.cross_attn_image_to_token(image + image_pos, tokens + token_pos, tokens)
         return tokens, self.norm4(image + attended)
 

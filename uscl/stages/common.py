@@ -43,7 +43,7 @@ def configure_optimizers(
     given = [{"params": list(module.parameters())}] if groups is None else groups
     trainable = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in given]
     if not any(group["params"] for group in trainable):
-        raise InputError("nothing is trainable; set model.lora, e.g. --model.lora.rank 32")
+        raise InputError("nothing is trainable; set model.tuning, e.g. --model.tuning LoRA")
     built = optimizer(trainable) if optimizer else AdamW(trainable, lr=8e-4, betas=(0.9, 0.999), weight_decay=0.1)
     for group in built.param_groups:
         group["lr"] *= group.get("factor", 1.0)

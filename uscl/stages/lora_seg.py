@@ -1,7 +1,8 @@
-"""Stage 2: LoRA fine-tuning for segmentation from clicks; also testing and prediction."""
+"""Stage 2: fine-tuning for segmentation from clicks, with LoRA or another method; also testing and prediction."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -23,11 +24,14 @@ from uscl.stages.common import (
     data_preprocessing,
     warn_of_other_preprocessing,
 )
-from uscl.tuning import Adapter, LoRA, load_adapter, lora_state_dict
+from uscl.tuning import Adapter, LoRA, TuningMethod, load_adapter, train_only, trainable_parameters
+from uscl.tuning.method import Part
+
+log = logging.getLogger(__name__)
 
 
 class LoRASegModule(LightningModule):
-    """Trains LoRA in encoder and mask decoder with simulated clicks; tests and predicts with any adapter, or none.
+    """Tunes encoder and mask decoder, by LoRA or otherwise, with simulated clicks; tests with any adapter, or none.
 
     Loss and clicks are SAM-Med3D's: the sum over the clicks of Dice with squared denominator plus binary
     cross-entropy. Logged: ``train/loss`` (per click), ``val/dice_N`` at every N of ``val_clicks`` and ``val/dice``,
@@ -37,10 +41,11 @@ class LoRASegModule(LightningModule):
         backbone: configuration or variant name.
         weights: checkpoint of the trunk, a file or ``hf://owner/repo/file``; ``embedded``: what comes with the package
             for ``mini``; null leaves random weights, which is said.
-        adapter: adapter file to test, predict or go on training with; it brings its own LoRA settings.
-        vcl_adapter: adapter file of stage 1, whose encoder LoRA training starts from. Where ``lora.modules`` is
-            ``decoder`` that encoder LoRA stays frozen.
-        lora: the LoRA to train; null for the untouched backbone, which can be tested but not trained.
+        adapter: adapter file to test, predict or go on training with; it brings its own tuning method.
+        vcl_adapter: adapter file of stage 1, whose encoder LoRA training starts from; goes with LoRA alone. Where
+            ``tuning.modules`` is ``decoder`` that encoder LoRA stays frozen.
+        tuning: what to train: :class:`~uscl.tuning.LoRA`, :class:`~uscl.tuning.AdaptFormer` or
+            :class:`~uscl.tuning.FullTuning`; null for the untouched backbone, which can be tested but not trained.
         clicks: how clicks are simulated in training.
         val_clicks: numbers of clicks after which validation looks at Dice.
         test_clicks: numbers of clicks after which a test scores; the paper's are 1, 3, 5 and 10.
@@ -57,7 +62,7 @@ class LoRASegModule(LightningModule):
         weights: str | None = None,
         adapter: str | None = None,
         vcl_adapter: str | None = None,
-        lora: LoRA | None = LoRA(),
+        tuning: TuningMethod | None = LoRA(),
         clicks: TrainingClicks = TrainingClicks(),
         val_clicks: tuple[int, ...] = (1, 5),
         test_clicks: tuple[int, ...] = (1, 3, 5, 10),
@@ -76,7 +81,7 @@ class LoRASegModule(LightningModule):
         self.weights = weights
         self.adapter_file = adapter
         self.vcl_adapter_file = vcl_adapter
-        self.lora = lora
+        self.tuning = tuning
         self.clicks = clicks
         self.val_clicks = tuple(sorted(val_clicks))
         self.test_clicks = tuple(sorted(test_clicks))
@@ -87,13 +92,13 @@ class LoRASegModule(LightningModule):
         self.method = method or ""
         self.loss = DiceCELoss(sigmoid=True, squared_pred=True, reduction="mean")
         self.trunk: Trunk | None = None
-        self._inserted: dict[Any, LoRA] = {}
+        self._inserted: dict[Part, TuningMethod] = {}
         self._trained_preprocessing: dict[str, Any] | None = None
 
     net: SamMed3D
 
     def configure_model(self) -> None:
-        """Builds the trunk and inserts LoRA: the adapter's, or the one to train."""
+        """Builds the trunk and inserts a tuning method: the adapter's, or the one to train."""
         if self.trunk is not None:
             return
         adapter = load_adapter(self.adapter_file) if self.adapter_file else None
@@ -103,8 +108,8 @@ class LoRASegModule(LightningModule):
         self.net.requires_grad_(False)
         if adapter is not None:
             self._start_from(adapter)
-        elif self.lora is not None:
-            self._start_fresh(self.lora)
+        elif self.tuning is not None:
+            self._start_fresh(self.tuning)
         else:
             self.method = self.method or "SAM-Med3D"
         self.net.image_encoder.activation_checkpointing = self.activation_checkpointing
@@ -116,6 +121,10 @@ class LoRASegModule(LightningModule):
     def on_fit_start(self) -> None:
         """Checks the data against the model before the first step."""
         data_preprocessing(self, self.net.config.image_size)
+        counts = trainable_parameters(self.net)
+        total = sum(parameter.numel() for parameter in self.net.parameters())
+        told = ", ".join(f"{count:,} in the {part.replace('_', ' ')}" for part, count in counts.items() if count)
+        log.info("Trainable: %s parameters of %s (%s)", f"{sum(counts.values()):,}", f"{total:,}", told)
 
     def on_test_start(self) -> None:
         """Checks the data against the model and the adapter."""
@@ -161,11 +170,11 @@ class LoRASegModule(LightningModule):
         return segmenter.segment([Click(index, foreground) for index, foreground in batch["points"]])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Over the LoRA of the tuned modules."""
+        """Over what the tuning method trains."""
         return configure_optimizers(self, self.optimizer, self.lr_scheduler)
 
     def adapter(self) -> Adapter:
-        """What this stage leaves behind: all LoRA tensors, those that stayed frozen included."""
+        """What this stage leaves behind: all tensors of the methods, those that stayed frozen included."""
         assert self.trunk is not None
         return Adapter(
             stage="lora_seg",
@@ -173,9 +182,9 @@ class LoRASegModule(LightningModule):
             backbone=self.net.config,
             trunk_weights=self.trunk.weights,
             trunk_fingerprint=self.trunk.fingerprint,
-            lora=self._inserted,
+            tuning=self._inserted,
             preprocessing=data_preprocessing(self, self.net.config.image_size),
-            tensors=lora_state_dict(self.net),
+            tensors={k: v for part, own in self._inserted.items() for k, v in own.tensors(self.net, part).items()},
             version=uscl.__version__,
         )
 
@@ -197,35 +206,37 @@ class LoRASegModule(LightningModule):
                 f"{self.adapter_file}: is what stage {adapter.stage!r} left; start from it with --model.vcl_adapter"
             )
         adapter.apply(self.trunk)
-        self._inserted = dict(adapter.lora)
+        self._inserted = dict(adapter.tuning)
         self._trained_preprocessing = adapter.preprocessing
         self.method = self.method or adapter.method
-        self._train(tuple(part for part in adapter.lora if self.lora and part in self.lora.parts))
+        wanted = self.tuning.parts if self.tuning else ()
+        train_only(self.net, {part: own for part, own in adapter.tuning.items() if part in wanted})
 
-    def _start_fresh(self, lora: LoRA) -> None:
+    def _start_fresh(self, tuning: TuningMethod) -> None:
         assert self.trunk is not None
-        self.method = self.method or "SAM-Med3D + LoRA"
+        self.method = self.method or tuning.title
         if self.vcl_adapter_file is not None:
-            vcl = load_adapter(self.vcl_adapter_file)
-            theirs = vcl.lora.get("encoder")
-            if theirs is None or vcl.stage != "vcl":
-                raise InputError(f"{self.vcl_adapter_file}: is what stage {vcl.stage!r} left, expected stage 1's")
-            if "encoder" in lora.parts and (theirs.rank, theirs.scale) != (lora.rank, lora.scale):
-                raise InputError(
-                    f"{self.vcl_adapter_file}: was trained with rank {theirs.rank} and scale {theirs.scale:g}, but "
-                    f"model.lora has rank {lora.rank} and scale {lora.scale:g}; make them equal"
-                )
-            vcl.apply(self.trunk, ("encoder",))
-            self._inserted["encoder"] = theirs
+            self._inserted["encoder"] = _take_vcl(self.trunk, self.vcl_adapter_file, tuning)
             self.method = "USCL-Med3D"
-        for part in lora.parts:
+        for part in tuning.parts:
             if part not in self._inserted:
-                lora.insert(self.net, part)
-                self._inserted[part] = lora
-        self._train(lora.parts)
+                tuning.insert(self.net, part)
+                self._inserted[part] = tuning
+        train_only(self.net, dict.fromkeys(tuning.parts, tuning))
 
-    def _train(self, parts: tuple[str, ...]) -> None:
-        roots = {"encoder": "image_encoder.", "decoder": "mask_decoder."}
-        prefixes = tuple(roots[part] for part in parts)
-        for name, parameter in self.net.named_parameters():
-            parameter.requires_grad_(".lora_" in name and name.startswith(prefixes))
+
+def _take_vcl(trunk: Trunk, file: str, tuning: TuningMethod) -> LoRA:
+    """Puts the encoder LoRA of stage 1 into the trunk."""
+    vcl = load_adapter(file)
+    theirs = vcl.tuning.get("encoder")
+    if not isinstance(theirs, LoRA) or vcl.stage != "vcl":
+        raise InputError(f"{file}: is what stage {vcl.stage!r} left, expected stage 1's")
+    if not isinstance(tuning, LoRA):
+        raise InputError(f"{file}: holds LoRA, which {type(tuning).__name__} cannot go on with; set model.tuning to "
+                         "LoRA, or leave model.vcl_adapter out")  # fmt: skip
+    have, want = ((own.rank, own.scale_of("encoder"), own.projections) for own in (theirs, tuning))
+    if "encoder" in tuning.parts and have != want:
+        told, asked = (f"rank {rank}, scale {scale:g} and {'+'.join(names)}" for rank, scale, names in (have, want))
+        raise InputError(f"{file}: was trained with {told}, but model.tuning has {asked}; make them equal")
+    vcl.apply(trunk, ("encoder",))
+    return theirs

@@ -130,7 +130,7 @@ class VCLPretrainModule(LightningModule):
             backbone=self.net.config,
             trunk_weights=self.trunk.weights,
             trunk_fingerprint=self.trunk.fingerprint,
-            lora={"encoder": self.lora},
+            tuning={"encoder": self.lora},
             preprocessing=data_preprocessing(self, self.net.config.image_size),
             tensors=lora_state_dict(self.net) | head,
             version=uscl.__version__,

@@ -1,6 +1,12 @@
-"""What is trainable: LoRA around the frozen trunk, and the adapter files it is kept in."""
+"""What is trainable: tuning methods around the trunk, and the adapter files that they are kept in."""
 
 from uscl.tuning.adapter import Adapter, load_adapter, save_adapter
+from uscl.tuning.adaptformer import AdaptFormer
+from uscl.tuning.full import FullTuning
 from uscl.tuning.lora import LoRA, lora_state_dict, merge_lora
+from uscl.tuning.method import TuningMethod, train_only, trainable_parameters
 
-__all__ = ["Adapter", "LoRA", "load_adapter", "lora_state_dict", "merge_lora", "save_adapter"]
+__all__ = [
+    "AdaptFormer", "Adapter", "FullTuning", "LoRA", "TuningMethod", "load_adapter", "lora_state_dict", "merge_lora",
+    "save_adapter", "train_only", "trainable_parameters",
+]  # fmt: skip

@@ -1,14 +1,15 @@
 """Adapter files: what a stage leaves behind, megabytes instead of the trunk.
 
-An adapter is one safetensors file: the LoRA tensors, whatever else was trained, and in its metadata how they fit in and
-on which trunk. ``uscl test``, ``predict``, ``segment`` and ``serve`` take it as ``--model.adapter`` or ``--adapter``.
+An adapter is one safetensors file: the tensors of the tuning methods, whatever else was trained, and in its metadata
+how they fit in and on which trunk. ``uscl test``, ``predict``, ``segment`` and ``serve`` take it as ``--model.adapter``
+or ``--adapter``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from torch import Tensor
 
 from uscl.backbone import SamMed3DConfig, Trunk
 from uscl.errors import InputError
-from uscl.tuning.lora import PARTS, LoRA, Part
+from uscl.tuning.adaptformer import AdaptFormer
+from uscl.tuning.full import FullTuning
+from uscl.tuning.lora import LoRA
+from uscl.tuning.method import PARTS, Part, TuningMethod
 
-FORMAT = "uscl-adapter-1"
+FORMAT = "uscl-adapter-2"
+_METHODS: dict[str, type[TuningMethod]] = {kind.__name__: kind for kind in (LoRA, AdaptFormer, FullTuning)}
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Adapter:
         backbone: architecture it was made for.
         trunk_weights: what the trunk's weights were, in words.
         trunk_fingerprint: hash of the trunk's weights; applying to any other trunk is refused.
-        lora: the LoRA of each adapted part.
+        tuning: the method of each part that was tuned.
         preprocessing: how volumes were prepared in training, as :class:`uscl.data.Preprocessing` writes itself down.
-        tensors: LoRA tensors named as in the model, and others that the stage trained under names of their own.
+        tensors: those of the methods, named as in the model, and others that the stage trained under own names.
         version: the version of uscl that wrote it.
     """
 
@@ -44,13 +49,13 @@ class Adapter:
     backbone: SamMed3DConfig
     trunk_weights: str
     trunk_fingerprint: str
-    lora: dict[Part, LoRA]
+    tuning: dict[Part, TuningMethod]
     preprocessing: dict[str, Any] | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
     version: str = ""
 
     def apply(self, trunk: Trunk, parts: tuple[Part, ...] = PARTS) -> None:
-        """Inserts the LoRA of ``parts`` into a trunk, loads its tensors and freezes everything.
+        """Inserts the methods of ``parts`` into a trunk, loads their tensors and freezes everything.
 
         Raises:
             InputError: the trunk is not the one the adapter was trained on.
@@ -60,17 +65,20 @@ class Adapter:
                 f"this adapter was trained on a trunk with {self.trunk_weights} ({self.trunk_fingerprint}), but the "
                 f"model has {trunk.weights} ({trunk.fingerprint}); give the weights it was trained on"
             )
-        for part in parts:
-            if part in self.lora:
-                self.lora[part].insert(trunk.model, part)
-        wanted = [name for name in trunk.model.state_dict() if ".lora_" in name]
+        wanted: list[str] = []
+        for part, method in self.tuning.items():
+            if part in parts:
+                method.insert(trunk.model, part)
+                wanted += method.tensors(trunk.model, part)
         trunk.model.load_state_dict({name: self.tensors[name] for name in wanted}, strict=False)
         trunk.model.requires_grad_(False)
 
 
 def save_adapter(path: str | os.PathLike[str], adapter: Adapter) -> None:
     """Writes an adapter file in one step: a reader never meets half of it."""
-    described = {key: value for key, value in asdict(adapter).items() if key != "tensors"}
+    described = {key: value for key, value in asdict(replace(adapter, tensors={})).items() if key != "tensors"}
+    for part, method in adapter.tuning.items():
+        described["tuning"][part] = {"method": type(method).__name__, **described["tuning"][part]}
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
@@ -103,5 +111,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         )
     described = json.loads(metadata["adapter"])
     described["backbone"] = SamMed3DConfig(**described["backbone"])
-    described["lora"] = {part: LoRA(**options) for part, options in described["lora"].items()}
+    described["tuning"] = {
+        part: _METHODS[options.pop("method")](**options) for part, options in described["tuning"].items()
+    }
     return Adapter(tensors=tensors, **described)

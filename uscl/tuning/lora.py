@@ -16,22 +16,25 @@ the training flag without calling ``train()``, after which nothing is trained an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import loralib
 from torch import Tensor, nn
 
 from uscl.backbone import SamMed3D
+from uscl.backbone.attention import WindowAttention
+from uscl.backbone.mask_decoder import DecoderAttention
 from uscl.errors import InputError
+from uscl.tuning.method import Modules, Part, TuningMethod
 
-Part = Literal["encoder", "decoder"]
-PARTS: tuple[Part, ...] = ("encoder", "decoder")
+Projection = Literal["q", "k", "v", "out"]
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(TuningMethod):
     """What LoRA is inserted where.
 
     Attributes:
@@ -40,50 +43,70 @@ class LoRA:
             that a sweep over ranks compares ranks and not step sizes.
         modules: tune the attention layers of the image ``encoder``, of the mask ``decoder``, or of ``both``.
         dropout: share of the inputs of A that is dropped in training.
+        projections: which of every attention layer's projections.
+        decoder_rank: r in the decoder; None for that of the encoder.
+        rank_stabilised: multiply by alpha / sqrt(rank) instead (rsLoRA, https://arxiv.org/abs/2312.03732); needs alpha.
     """
 
+    title: ClassVar[str] = "SAM-Med3D + LoRA"
     rank: int = 32
     alpha: float | None = None
-    modules: Literal["encoder", "decoder", "both"] = "both"
+    modules: Modules = "both"
     dropout: float = 0.0
+    projections: tuple[Projection, ...] = ("q", "v")
+    decoder_rank: int | None = None
+    rank_stabilised: bool = False
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"lora.rank must be at least 1, found {self.rank}")
+        object.__setattr__(self, "projections", tuple(self.projections))  # from JSON they come as a list
+        if self.rank < 1 or (self.decoder_rank is not None and self.decoder_rank < 1):
+            raise InputError(f"LoRA's ranks must be at least 1, found {self.rank} and {self.decoder_rank}")
         if self.alpha is not None and self.alpha <= 0:
-            raise InputError(f"lora.alpha must be above 0, or null to tie it to the rank; found {self.alpha}")
+            raise InputError(f"LoRA's alpha must be above 0, or null to tie it to the rank; found {self.alpha}")
+        if self.alpha is None and self.rank_stabilised:
+            raise InputError("LoRA's rank_stabilised needs alpha: without one the scale is 1 at every rank")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"lora.dropout must lie in [0, 1), found {self.dropout}")
+            raise InputError(f"LoRA's dropout must lie in [0, 1), found {self.dropout}")
+        if not self.projections or set(self.projections) - {"q", "k", "v", "out"}:
+            raise InputError(f"LoRA's projections are q, k, v and out, at least one; found {list(self.projections)}")
 
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts of the model that ``modules`` names."""
-        return PARTS if self.modules == "both" else (self.modules,)
+    def rank_of(self, part: Part) -> int:
+        """R in one part."""
+        return self.decoder_rank if part == "decoder" and self.decoder_rank is not None else self.rank
 
-    @property
-    def scale(self) -> float:
-        """What the update is multiplied by, alpha / rank."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
-
-    def apply(self, model: SamMed3D) -> None:
-        """Freezes the model and inserts trainable LoRA layers; the function it computes does not change."""
-        model.requires_grad_(False)
-        for part in self.parts:
-            self.insert(model, part)
+    def scale_of(self, part: Part) -> float:
+        """What the update is multiplied by in one part."""
+        if self.alpha is None:
+            return 1.0
+        rank = self.rank_of(part)
+        return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def insert(self, model: SamMed3D, part: Part) -> None:
         """Puts LoRA layers into one part of a model, around the weights it has; they share storage with the old."""
-        alpha = self.rank if self.alpha is None else self.alpha
-        options = {"r": self.rank, "lora_alpha": alpha, "lora_dropout": self.dropout, "merge_weights": False}
-        for parent, name, layer in list(_attention_projections(model, part)):
-            if part == "encoder":
+        rank = self.rank_of(part)
+        # loralib multiplies by lora_alpha / r.
+        alpha = self.scale_of(part) * rank
+        options = {"r": rank, "lora_alpha": alpha, "lora_dropout": self.dropout, "merge_weights": False}
+        for parent, name, layer in list(_attention_projections(model, part, self.projections)):
+            if name == "qkv":
+                flags = [projection in self.projections for projection in ("q", "k", "v")]
                 tuned: nn.Linear = loralib.MergedLinear(
-                    layer.in_features, layer.out_features, enable_lora=[True, False, True], **options
+                    layer.in_features, layer.out_features, enable_lora=flags, **options
                 )
             else:
                 tuned = loralib.Linear(layer.in_features, layer.out_features, **options)
             tuned.weight, tuned.bias = layer.weight, layer.bias
+            tuned.train(layer.training)  # or its dropout would act in a model that predicts
             setattr(parent, name, tuned.to(layer.weight.device))
+
+    def owns(self, name: str) -> bool:
+        """A and B of every layer."""
+        return ".lora_" in name
+
+    def merge(self, model: SamMed3D) -> bool:
+        """See :func:`merge_lora`."""
+        merge_lora(model)
+        return True
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -111,15 +134,19 @@ def merge_lora(model: nn.Module) -> nn.Module:
     return model
 
 
-def _attention_projections(model: SamMed3D, part: Part) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def _attention_projections(
+    model: SamMed3D, part: Part, projections: tuple[Projection, ...]
+) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Every attention layer's projections that get LoRA, with the module that holds them."""
-    names = ("qkv",) if part == "encoder" else ("q_proj", "v_proj")
+    if part == "encoder":
+        names = ["qkv"] * bool({"q", "k", "v"}.intersection(projections)) + ["proj"] * ("out" in projections)
+    else:
+        names = [f"{projection}_proj" for projection in projections]
     root = model.image_encoder if part == "encoder" else model.mask_decoder
     for module in root.modules():
-        for name in names:
-            layer = getattr(module, name, None)
-            if isinstance(layer, nn.Linear):
-                yield module, name, layer
+        if isinstance(module, WindowAttention | DecoderAttention):
+            for name in names:
+                yield module, name, getattr(module, name)
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:

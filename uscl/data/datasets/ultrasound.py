@@ -76,7 +76,9 @@ def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
         raise InputError(f"{manifest}: holds {told}")
     description = read_description(manifest.parent / "dataset.json")
     names = description.label_names or CLASSES
-    data_set = DataSet(description.name or manifest.resolve().parent.name, tuple(cases), names, description.regions, problems)
+    data_set = DataSet(
+        description.name or manifest.resolve().parent.name, tuple(cases), names, description.regions, problems
+    )
     return check_unique(data_set)
 
 
