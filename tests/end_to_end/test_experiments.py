@@ -177,6 +177,25 @@ def test_scans_in_the_layout_of_their_data_set(name, scans, tmp_path):
         assert classes == {"liver", "spleen"}
 
 
+@pytest.mark.parametrize(
+    ("choice", "title"),
+    [(["--model.tuning", "AdaptFormer", "--model.tuning.width", "8"], "SAM-Med3D + AdaptFormer"),
+     (["--model.tuning", "FullTuning"], "SAM-Med3D, fully tuned"),
+     (["--model.tuning.projections", "[q, k, v, out]", "--model.tuning.decoder_rank", "2"], "SAM-Med3D + LoRA")],
+    ids=["adaptformer", "full", "lora"],
+)  # fmt: skip
+def test_every_tuning_method_from_the_command_line(choice, title, study, tmp_path):
+    args = small(EXPERIMENTS / "lora.yaml", study, tmp_path)
+    cut = args.index("--model.tuning.rank")
+    args = args[:cut] + args[cut + 2 :]
+    args += ["--model.clicks.count", "2", "--trainer.limit_val_batches", "1", "--model.val_clicks", "[1]"]
+    assert main(args + choice) == 0
+    adapter = str(tmp_path / "lora/adapter.safetensors")
+    args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
+    assert main([*args, "--model.adapter", adapter, "--model.test_clicks", "[1]", "--data.classes", "[liver]"]) == 0
+    assert {row.method for row in read_rows(tmp_path / "eval_us/rows.csv")} == {title}
+
+
 @pytest.mark.parametrize("dataset", ["amos", "totalsegmentator", "brats", "ultrasound"])
 def test_fine_tuning_on_every_data_set(dataset, scans, study, tmp_path):
     """What data/README.md says of a download: the configuration of the embedded data, another data set and root."""
