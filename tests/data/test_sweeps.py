@@ -260,12 +260,20 @@ def cut_dicom(folder: Path) -> Path:
     return path
 
 
+def several_in_one(folder: Path) -> Path:
+    pages = [Image.fromarray(np.full((8, 8), 9 * n, np.uint8)) for n in range(3)]
+    (folder / "f").mkdir()
+    pages[0].save(folder / "f" / "0.tif", save_all=True, append_images=pages[1:])
+    return folder / "f"
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
         (break_video, "cannot be decoded"), (cut_avi, "cut short|cannot be decoded"), (empty_file, "is empty"),
         (broken_picture, r"0002\.png: not readable"), (other_size, "frame 4 has size"), (single_frame, "1 frame"),
-        (constant, "every pixel is 7"), (no_picture_inside, "neither pictures nor DICOM"),
+        (constant, "every pixel is 7"), (several_in_one, "holds 3 pictures"),
+        (no_picture_inside, "neither pictures nor DICOM"),
         (of_another_kind, "no sweep that can be read"), (cut_dicom, "cannot be decoded|not readable"),
         (lambda folder: folder / "missing.avi", "no such file"),
     ],

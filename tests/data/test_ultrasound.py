@@ -101,6 +101,20 @@ def test_labels_of_another_patient_are_not_taken(tmp_path):
     assert found["p2_clip"]["label"] == ""
 
 
+def test_what_lies_beside_the_sweeps_is_not_lost_without_a_word(tmp_path, caplog):
+    frames, ids = clip(0)
+    write_video(tmp_path / "Label Clinic" / "a.mp4", frames)  # a video is never a label map
+    write_frames(tmp_path / "Label Clinic" / "a", frames, range(20))
+    write_dicom(tmp_path / "cut.dcm", frames)
+    (tmp_path / "cut.dcm").write_bytes((tmp_path / "cut.dcm").read_bytes()[:140])
+    write_volume(tmp_path / "b.nrrd", Volume(frames.transpose(2, 1, 0)))
+    write_dicom(tmp_path / "b.dcm", frames)
+    write_volume(tmp_path / "masks" / "elsewhere.nrrd", Volume(ids.transpose(2, 1, 0)))
+    assert write_manifest(tmp_path, tmp_path / "sweeps.csv") == 4
+    assert set(rows(tmp_path / "sweeps.csv")) == {"Label Clinic_a", "b", "b_2", "cut"}
+    assert "elsewhere.nrrd: looks like labels, but no sweep goes with it" in caplog.text
+
+
 def test_every_kind_reaches_the_model(lab):
     write_manifest(lab, lab / "sweeps.csv")
     found = read_ultrasound(lab)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from uscl.data.volume import Array
 from uscl.errors import InputError
@@ -27,6 +26,7 @@ _LARGEST = 2 << 30
 _COLOURED = 40
 """Difference of the colour channels from which a pixel is said to be coloured; compression alone reaches about 20."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")  # modes of Pillow with one value per pixel
 _CENTIMETRES = 3  # code of the unit in DICOM's ultrasound region calibration
 
 
@@ -80,13 +80,20 @@ def read_pictures(folder: Path, without_colour: bool) -> Frames:
         for file in pictures_in(folder):
             try:
                 with Image.open(file) as picture:
-                    grey = picture.mode in ("L", "I", "I;16", "1")
+                    _check_single(picture, file)
+                    grey = picture.mode in _GREY
                     values = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
                     yield values if grey else _grey(np.asarray(picture.convert("RGB")), without_colour)
             except (OSError, SyntaxError, ValueError) as error:
                 raise InputError(f"{file}: not readable as a picture ({error}); export the frame again") from error
 
     return Frames(_stack(decoded(), folder))
+
+
+def _check_single(picture: Any, file: Path) -> None:
+    count = getattr(picture, "n_frames", 1)
+    if count > 1:
+        raise InputError(f"{file}: holds {count} pictures; export each frame as a file of its own")
 
 
 def read_label_pictures(folder: Path) -> Array:
@@ -101,10 +108,11 @@ def read_label_pictures(folder: Path) -> Array:
         for file in pictures_in(folder):
             try:
                 with Image.open(file) as picture:
+                    _check_single(picture, file)
                     mode, values = picture.mode, np.asarray(picture)
             except (OSError, SyntaxError, ValueError) as error:
                 raise InputError(f"{file}: not readable as a picture ({error}); export the mask again") from error
-            if mode not in ("L", "P", "I", "I;16", "1"):
+            if mode not in (*_GREY, "P"):
                 raise InputError(f"{file}: is in colour ({mode}); a mask holds label ids, as grey values or a palette")
             yield values.astype(np.int32)
 
@@ -183,8 +191,8 @@ def calibration(tags: Any) -> tuple[float, float] | None:
     reaches beyond the image belongs to another one, from before somebody scaled it down, and is not believed.
     """
     for region in tags.get("SequenceOfUltrasoundRegions", []):
-        inside = (0 <= region.get("RegionLocationMaxX1", 0) <= tags.Columns
-                  and 0 <= region.get("RegionLocationMaxY1", 0) <= tags.Rows)  # fmt: skip
+        inside = (0 <= region.get("RegionLocationMaxX1", 0) <= tags.get("Columns", 0)
+                  and 0 <= region.get("RegionLocationMaxY1", 0) <= tags.get("Rows", 0))  # fmt: skip
         units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
         if not inside or units != (_CENTIMETRES, _CENTIMETRES):
             continue
@@ -207,14 +215,16 @@ def _dicom_pixels(path: Path) -> Array:
     return values[None] if flat else values
 
 
-def _grey(picture: NDArray[np.uint8], without_colour: bool) -> NDArray[np.uint8]:
-    """Luma of [depth, lateral, 3]; pixels that are not grey become 0 if that is wanted."""
+def _grey(picture: Array, without_colour: bool) -> Array:
+    """Luma of whole numbers [depth, lateral, 3]; pixels that are not grey become 0 if that is wanted."""
     red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
     if np.array_equal(red, green) and np.array_equal(red, blue):
-        return red.copy()
-    luma: NDArray[np.uint8] = (picture @ _LUMA).round().astype(np.uint8)
+        grey: Array = red.copy()
+        return grey
+    luma: Array = (picture @ _LUMA).round().astype(picture.dtype)
     if without_colour:
-        luma[picture.max(-1).astype(int) - picture.min(-1) > _COLOURED] = 0
+        spread = picture.max(-1).astype(np.int64) - picture.min(-1)
+        luma[spread > _COLOURED * np.iinfo(picture.dtype).max / 255] = 0
     return luma
 
 

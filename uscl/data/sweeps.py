@@ -152,7 +152,9 @@ def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
         raise InputError(f"{source}: has {label.shape} voxels, {sweep.name} has {sweep.shape}; a label map has the "
                          "sweep's own frames, all of them")  # fmt: skip
     if _is_volume(source) and sweep.path is not None and _is_volume(sweep.path):
-        difference = label.same_grid(replace(sweep, spacing=read_image(sweep.path).spacing))
+        difference = label.same_grid(sweep)
+        if difference:  # the sweep may have been given another spacing than its file has
+            difference = label.same_grid(replace(sweep, spacing=read_image(sweep.path).spacing))
         if difference:
             raise InputError(f"{source}: does not lie on the grid of {sweep.name}: {difference}")
     return Volume(label.array, sweep.spacing, sweep.origin, sweep.direction, source)

@@ -120,7 +120,7 @@ def write_manifest(root: Path, target: Path) -> int:
 
     The patient is guessed from the first folder below ``root``, else from the file name; labels are found in folders
     next to the images that are called labels or masks, and by endings such as ``_label``. Distances that the files do
-    not know are ``assumed``. Single pictures next to other sweeps are left out.
+    not know are ``assumed``. Single pictures next to other sweeps, and labels without a sweep, are left out and told.
 
     Args:
         root: where to look, with all folders below.
@@ -137,8 +137,8 @@ def write_manifest(root: Path, target: Path) -> int:
     if target.exists():
         raise InputError(f"{target}: exists already; it may have been edited. Give another name")
     found = list(_sweeps(root))
-    labels = {_key(path, root): path for path in found if _is_label(path.relative_to(root))}
-    sweeps = [path for path in found if path not in labels.values()]
+    labels = {_key(path, root): path for path in found if _is_label(path, root)}
+    sweeps = [path for path in found if not _is_label(path, root)]
     if not sweeps:
         raise InputError(f"{root}: no sweep found (volumes, videos, DICOM, or folders of nothing but frames)")
     base = target.parent.resolve()
@@ -146,10 +146,18 @@ def write_manifest(root: Path, target: Path) -> int:
     for path in sweeps:
         below = path.relative_to(root)
         name = "_".join((*below.parts[:-1], path.name if path.is_dir() else stem(path)))
-        label = labels.get(_key(path, root))
-        told = "" if knows_spacing(path) else "assumed"
+        while any(row[1] == name for row in rows):  # a.mp4 beside a.avi
+            name += "_2"
+        label = labels.pop(_key(path, root), None)
+        try:
+            told = "" if knows_spacing(path) else "assumed"
+        except InputError as error:  # uscl prepare will report it
+            log.warning("%s", error)
+            told = ""
         rows.append((below.parts[0] if len(below.parts) > 1 else name, name, _relative(path, base),
                      _relative(label, base) if label else "", "", "", told, told, ""))  # fmt: skip
+    for path in labels.values():
+        log.warning("%s: looks like labels, but no sweep goes with it; left out", path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8", newline="") as stream:
@@ -189,7 +197,10 @@ def _single_frames(folder: Path) -> bool:
     return all(int(read_tags(path).get("NumberOfFrames") or 1) == 1 for path in series_files(folder))
 
 
-def _is_label(below: Path) -> bool:
+def _is_label(path: Path, root: Path) -> bool:
+    below = path.relative_to(root)
+    if not path.is_dir() and not path.name.lower().endswith(VOLUMES):
+        return False
     in_folder = any(part.lower().startswith(_LABEL_FOLDERS) for part in below.parts[:-1])
     return in_folder or stem(below).lower().endswith(_LABEL_ENDINGS)
 
