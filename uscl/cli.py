@@ -26,6 +26,7 @@ _VERBS = {
 _TOOLS = {
     "segment": "segment one object of one image: uscl segment IMAGE --points 'i,j,k,label' --out MASK.nii.gz",
     "prepare": "check a download and write a compact store: uscl prepare amos --root DOWNLOAD --out DIR",
+    "sweep": "run the cells of a W&B sweep file here: uscl sweep experiments/sweeps/lora_rank.yaml --out DIR",
     "simulate": "write a phantom study: uscl simulate ultrasound --out DIR",
 }
 

@@ -18,7 +18,10 @@ from uscl.errors import InputError
 
 RECORD = "run.json"
 # What a run leaves behind; --overwrite removes these and nothing else.
-_FILES = (RECORD, "config.yaml", "adapter.safetensors", "rows.csv", "table.md", "metrics.csv", "hparams.yaml")
+_FILES = (
+    RECORD, "config.yaml", "splits.csv", "adapter.safetensors", "weights.safetensors", "rows.csv", "table.md",
+    "metrics.csv", "hparams.yaml",
+)  # fmt: skip
 _FOLDERS = ("checkpoints", "pictures", "masks")
 # Set for the processes that Lightning starts, so that all ranks write to one folder.
 _SHARED = "USCL_RUN_FOLDER"

@@ -15,7 +15,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
 PRETRAIN = EXPERIMENTS / "pretrain.yaml"
 SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}
-CONFIGS = sorted(EXPERIMENTS.rglob("*.yaml"))
+CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "sweeps")
 
 
 def small(config: Path, study: Path, folder: Path) -> list[str]:
