@@ -22,7 +22,7 @@ ARROWS = {
     "phantom": {"data"},
     "evaluation": {"backbone", "prompting", "data"},
     "serving": {"backbone", "tuning", "prompting", "data"},
-    "commands": {"backbone", "tuning", "prompting", "data", "phantom", "evaluation", "serving"},
+    "commands": {"backbone", "tuning", "prompting", "data", "phantom", "evaluation", "serving", "run_folder"},
     "run_folder": set(),
     "lightning_cli": {"data", "phantom", "evaluation", "stages", "run_folder"},
     "cli": {"commands", "lightning_cli"},

@@ -30,7 +30,8 @@ def small(config: Path, study: Path, folder: Path) -> list[str]:
     if "paper" not in config.parts:
         args += ["--data.study", json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64})]
     if VERBS[name] == "fit":
-        args += ["--trainer.max_epochs", "1", "--data.patches_per_epoch", "4", "--model.tuning.rank", "4"]
+        rank = "--model.tuning.rank" if name == "lora" else "--model.lora.rank"
+        args += ["--trainer.max_epochs", "1", "--data.patches_per_epoch", "4", rank, "4"]
         args += ["--data.sampling.minimum_foreground", "20"]
     return args
 

@@ -124,7 +124,8 @@ class LoRASegModule(LightningModule):
         counts = trainable_parameters(self.net)
         total = sum(parameter.numel() for parameter in self.net.parameters())
         told = ", ".join(f"{count:,} in the {part.replace('_', ' ')}" for part, count in counts.items() if count)
-        log.info("Trainable: %s parameters of %s (%s)", f"{sum(counts.values()):,}", f"{total:,}", told)
+        if self.trainer.is_global_zero:
+            log.info("Trainable: %s parameters of %s (%s)", f"{sum(counts.values()):,}", f"{total:,}", told)
 
     def on_test_start(self) -> None:
         """Checks the data against the model and the adapter."""
