@@ -6,6 +6,7 @@ BT.601); nothing else is done to the values.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -179,9 +180,18 @@ def read_tags(path: Path) -> Any:
     except ImportError as error:
         raise InputError(f"{path}: reading DICOM needs `pip install uscl[dicom]`") from error
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
+        with path.open("rb") as stream:
+            tags = pydicom.dcmread(stream, stop_before_pixels=True)
+            left = path.stat().st_size - stream.tell()
     except (pydicom.errors.InvalidDicomError, OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not readable as DICOM ({error})") from error
+    syntax = getattr(tags.file_meta, "TransferSyntaxUID", None)
+    if syntax is not None and not syntax.is_compressed:  # SimpleITK 2.4 fills up what was cut off
+        values = ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "BitsAllocated")
+        bits = math.prod(int(tags.get(name) or 1) for name in values)
+        if left < bits // 8:
+            raise InputError(f"{path}: cut short: {left} of {bits // 8} bytes of pixels; fetch it again")
+    return tags
 
 
 def calibration(tags: Any) -> tuple[float, float] | None:
