@@ -101,6 +101,26 @@ def test_labels_of_another_patient_are_not_taken(tmp_path):
     assert found["p2_clip"]["label"] == ""
 
 
+def test_two_label_files_for_one_sweep_are_told(tmp_path, caplog):
+    frames, ids = clip(0)
+    write_volume(tmp_path / "p1" / "a.nii.gz", Volume(frames.transpose(2, 1, 0)))
+    for folder in ("labels", "masks"):
+        write_volume(tmp_path / "p1" / folder / "a.nii.gz", Volume(ids.transpose(2, 1, 0)))
+    assert write_manifest(tmp_path, tmp_path / "sweeps.csv") == 1
+    assert rows(tmp_path / "sweeps.csv")["p1_a"]["label"] == ""
+    assert "could be its labels; none is entered" in caplog.text
+
+
+def test_a_broken_header_does_not_stop_the_list(tmp_path):
+    frames, _ = clip(0)
+    for number in range(3):
+        path = write_dicom(tmp_path / "p1" / "s" / f"{number}.dcm", frames[number], InstanceNumber=number)
+    path.write_bytes(path.read_bytes()[:140] + b"\xff" * 40)
+    write_dicom(tmp_path / "p2" / "good.dcm", frames)
+    write_manifest(tmp_path, tmp_path / "sweeps.csv")
+    assert set(rows(tmp_path / "sweeps.csv")) == {"p1_s", "p2_good"}
+
+
 def test_what_lies_beside_the_sweeps_is_not_lost_without_a_word(tmp_path, caplog):
     frames, ids = clip(0)
     write_video(tmp_path / "Label Clinic" / "a.mp4", frames)  # a video is never a label map
@@ -193,6 +213,8 @@ def test_a_missing_file_is_a_problem_of_its_sweep(lab, tmp_path, capsys):
     [
         ("patient,sweep,image\n", "holds no sweep"),
         ("patient,image\np1,c\n", "lacks the columns sweep"),
+        ("patient,sweep,image\np1,a/../b,c\n", "line 2: sweep is 'a/../b'"),
+        ("patient,sweep,image\np1,.s,c\n", "line 2: sweep is '.s'"),
         ("patient,sweep,image\np1,,c\n", "line 2: patient, sweep and image must be given"),
         ("patient,sweep,image,split\np1,s,c,training\n", "line 2: split is 'training'"),
         ("patient,sweep,image,spacing\np1,s,c,wide\n", "line 2: spacing is 'wide'"),

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 
 from uscl.data.augmentations import Augmentation
 from uscl.data.datasets import READERS, Case, DataSet, Split, assign_splits, few_shot
-from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, single
+from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, Region, single
 from uscl.data.patches import Preprocessing
 from uscl.data.prepared import read_prepared
 from uscl.data.prompts import read_prompts
 from uscl.data.store import PreparedStore
 from uscl.data.training_patches import PatchNumbers, PatchSampling, TrainingPatches
 from uscl.errors import InputError
+from uscl.seeds import run_seed
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +55,16 @@ class VolumeDataModule(LightningDataModule):
         fold: [i, k] for cross-validation: part i of k, counted from 0, of all patients that are not for testing is the
             validation side.
         train_cases: train on so many labelled cases alone (few-shot); null for all.
-        seed: of the stream of training patches.
+        seed: of the stream of training patches; null takes ``seed_everything``.
         augmentation: how training patches are changed.
         num_workers: processes that prepare patches.
         cached_cases: prepared cases kept in memory, by each process that prepares patches.
+        region: where the patch of a validation or test lies: around the ``label``, as in the published evaluations, or
+            around the ``first_click``, which is all that a user gives.
         prompts: table of clicks to predict from (see :func:`uscl.data.prompts.read_prompts`).
+
+    Attributes:
+        leave_out: (case, class) pairs that a test goes past, for they were scored before it was interrupted.
     """
 
     def __init__(
@@ -76,10 +82,11 @@ class VolumeDataModule(LightningDataModule):
         split_seed: int = 0,
         fold: tuple[int, int] | None = None,
         train_cases: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         augmentation: Augmentation = Augmentation(),
         num_workers: int = 0,
         cached_cases: int = 64,
+        region: Region = "label",
         prompts: str | None = None,
     ) -> None:
         super().__init__()
@@ -92,11 +99,13 @@ class VolumeDataModule(LightningDataModule):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed, self.fold, self.train_cases = split_seed, fold, train_cases
-        self.seed = seed
+        self.seed = run_seed(seed)
         self.augmentation = augmentation
         self.num_workers = num_workers
         self.cached_cases = cached_cases
+        self.region: Region = region
         self.prompts = prompts
+        self.leave_out: frozenset[tuple[str, str]] = frozenset()
         self._data_set: DataSet | None = None
         self._store: PreparedStore | None = None
         self._objects: dict[Split, list[tuple[Case, str]]] = {}
@@ -194,7 +203,9 @@ class VolumeDataModule(LightningDataModule):
         return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
     def _objects_loader(self, split: Split) -> Loader:
-        objects = LabelledObjects(self.store, self._objects[split], with_reference=split == "test")
+        left = [(case, name) for case, name in self._objects[split]
+                if split != "test" or (case.name, name) not in self.leave_out]  # fmt: skip
+        objects = LabelledObjects(self.store, left, split == "test", self.region)
         sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)
         return self._loader(objects, sampler, batch_size=1, collate_fn=single)
 

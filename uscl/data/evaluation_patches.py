@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,23 +16,36 @@ from uscl.data.store import PreparedStore, read_case
 from uscl.data.sweeps import read_sweep
 from uscl.data.volume import Array, Index, Volume
 from uscl.errors import InputError
+from uscl.seeds import seeded_draw
+
+Region = Literal["label", "first_click"]
+"""How a test places the patch: around the box of the label, as the published evaluations do, who thereby tell the model
+where to look; or around the first click alone, which is all that a user gives."""
 
 
 class LabelledObjects(Dataset[dict[str, Any]]):
-    """Every (case, class) of a split, in the patch that SAM-Med3D cuts around the object.
+    """Every (case, class) of a split, in a patch that holds the object or what a first click finds of it.
 
-    The patch is placed by the label, as in the published evaluation; clicks are set by whoever evaluates.
+    Clicks are set by whoever evaluates, but for a first one that places the patch.
 
     Args:
         store: prepared cases.
         objects: the pairs of case and class.
         with_reference: also give the reference mask on the image's own grid, for scoring there.
+        region: see :data:`Region`.
     """
 
-    def __init__(self, store: PreparedStore, objects: Sequence[tuple[Case, str]], with_reference: bool) -> None:
+    def __init__(
+        self,
+        store: PreparedStore,
+        objects: Sequence[tuple[Case, str]],
+        with_reference: bool,
+        region: Region = "label",
+    ) -> None:
         self.store = store
         self.objects = tuple(objects)
         self.with_reference = with_reference
+        self.region = region
         self._last: tuple[str, Volume] | None = None
 
     def __len__(self) -> int:
@@ -43,15 +56,21 @@ class LabelledObjects(Dataset[dict[str, Any]]):
 
         Returns:
             ``image`` float32 [1, S, S, S]; ``target`` bool [S, S, S]; ``corner`` and ``grid``, which lead back to the
-            volume; the names ``data_set``, ``case``, ``patient``, ``class_name``; and, if asked for, ``reference``
-            (bool, on the image's own grid) and ``spacing`` (of that grid, mm).
+            volume; the names ``data_set``, ``case``, ``patient``, ``class_name``; if asked for, ``reference`` (bool,
+            on the image's own grid) and ``spacing`` (of that grid, mm); and, where it placed the patch,
+            ``first_click``, voxel of the patch.
         """
         case, class_name = self.objects[number]
         preprocessing = self.store.preprocessing
         prepared, label = self.store.labelled(case)
         box = prepared.box(self.store.data_set.classes[class_name])
         assert box is not None, "objects are listed from what occurs"
-        corner = corner_around_box(box, preprocessing.patch_size)
+        corner, first = corner_around_box(box, preprocessing.patch_size), None
+        if self.region == "first_click":
+            found = np.argwhere(self.store.data_set.mask(np.asarray(label), class_name))
+            draw = seeded_draw("click", self.store.data_set.name, case.name, class_name, 1)
+            first = found[draw(len(found))]
+            corner = corner_around(first, preprocessing.patch_size)
         target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
         item = {
             **_patch(preprocessing, prepared.image, corner),
@@ -62,6 +81,9 @@ class LabelledObjects(Dataset[dict[str, Any]]):
             "patient": case.patient,
             "class_name": class_name,
         }
+        if first is not None:
+            x, y, z = (first - corner).tolist()
+            item["first_click"] = (x, y, z)
         if self.with_reference:
             reference = self._read_label(case)
             mask = self.store.data_set.mask(reference.array, class_name)

@@ -7,32 +7,20 @@ volume. Frames rarely know how far apart they are; what nobody knows has to be s
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from uscl.data.frames import (
-    DICOM,
-    VIDEOS,
-    Frames,
-    calibration,
-    is_dicom,
-    natural_order,
-    pictures_in,
-    read_dicom,
-    read_label_pictures,
-    read_pictures,
-    read_tags,
-    read_video,
-)  # fmt: skip
+from uscl.data.dicom import ENDINGS as DICOM
+from uscl.data.dicom import is_dicom, read_dicom, read_header, read_series, series_files, slice_positions
+from uscl.data.frames import VIDEOS, Frames, pictures_in, read_label_pictures, read_pictures, read_video
 from uscl.data.volume import WRITABLE, Array, Volume, read_image, read_label
 from uscl.errors import InputError
 
@@ -68,8 +56,10 @@ class SweepReading:
     def __post_init__(self) -> None:
         numbers = [*(self.spacing if isinstance(self.spacing, tuple) else ()),
                    *([self.step] if isinstance(self.step, float | int) else [])]  # fmt: skip
-        if not all(number > 0 for number in numbers):
-            raise InputError(f"reading: spacing and step must be above 0 mm, found {self.spacing} and {self.step}")
+        if not all(0 < number < math.inf for number in numbers):
+            raise InputError(
+                f"reading: spacing and step must be finite and above 0 mm, found {self.spacing} and {self.step}"
+            )
         if unknown := set(self.mask) - set(RULES):
             raise InputError(f"reading: no rule {', '.join(sorted(unknown))}; choose of {', '.join(RULES)}")
 
@@ -126,10 +116,11 @@ def read_sweep(path: str | os.PathLike[str], reading: SweepReading = SweepReadin
         raise InputError(f"{source}: no such file or folder")
     if source.is_file() and source.name.lower().endswith(VOLUMES):
         volume = _with_spacing(read_image(source), reading)
-    elif source.is_dir() and not pictures_in(source):
-        volume = _read_series(source, reading)
     else:
-        volume = _as_volume(source, _decode(source, "doppler" in reading.mask), reading)
+        found = _decode(source, "doppler" in reading.mask)
+        volume = _as_volume(source, found, reading) if isinstance(found, Frames) else _with_spacing(found, reading)
+    if not np.isfinite(volume.array).all():
+        raise InputError(f"{source}: holds NaN or infinite values; export the sweep again")
     if "overlay" in reading.mask:
         volume = replace(volume, array=_without_overlay(volume.array, source))
     if volume.array.min() == volume.array.max():
@@ -171,23 +162,19 @@ def knows_spacing(path: Path) -> bool:
     if path.is_file():
         if not is_dicom(path):
             return False
-        tags = read_tags(path)
-        return calibration(tags) is not None and bool(tags.get("SpacingBetweenSlices"))
-    return not pictures_in(path) and _positions([read_tags(p) for p in series_files(path)]) is not None
-
-
-def series_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder, in natural order."""
-    return natural_order(p for p in folder.iterdir() if p.is_file() and p.stat().st_size > 132 and is_dicom(p))
+        header = read_header(path)
+        return header.spacing is not None and header.step is not None
+    return not pictures_in(path) and slice_positions([read_header(file) for file in series_files(path)]) is not None
 
 
 def _is_volume(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(VOLUMES)
 
 
-def _decode(source: Path, without_colour: bool) -> Frames:
+def _decode(source: Path, without_colour: bool) -> Volume | Frames:
     if source.is_dir():
-        return read_pictures(source, without_colour)
+        reader = read_pictures if pictures_in(source) else read_series
+        return reader(source, without_colour)
     if source.stat().st_size == 0:
         raise InputError(f"{source}: the file is empty (0 bytes); fetch or export it again")
     if source.suffix.lower() in VIDEOS:
@@ -226,60 +213,6 @@ def _with_spacing(volume: Volume, reading: SweepReading) -> Volume:
     if isinstance(reading.step, float | int):
         z = float(reading.step)
     return replace(volume, spacing=(x, y, z))
-
-
-def _read_series(folder: Path, reading: SweepReading) -> Volume:
-    """One DICOM series: in space where every file says where it lies, else frame by frame in order of number."""
-    files = series_files(folder)
-    if not files:
-        raise InputError(f"{folder}: is a folder that holds neither pictures nor DICOM files")
-    tags = [read_tags(file) for file in files]
-    series = {str(t.get("SeriesInstanceUID")) for t in tags}
-    if len(series) > 1:
-        raise InputError(f"{folder}: holds {len(series)} DICOM series; put each into a folder of its own")
-    if len(files) == 1 and int(tags[0].get("NumberOfFrames") or 1) > 1:
-        return _as_volume(folder, read_dicom(files[0], "doppler" in reading.mask), reading)
-    if any(int(t.get("NumberOfFrames") or 1) > 1 for t in tags):
-        raise InputError(f"{folder}: holds {len(files)} files, some with several frames; name each file by itself")
-    positions = _positions(tags)
-    if positions is None:
-        order = sorted(range(len(files)), key=lambda i: int(tags[i].get("InstanceNumber") or i))
-        frames = [read_dicom(files[i], "doppler" in reading.mask) for i in order]
-        if len({frame.array.shape for frame in frames}) > 1:
-            raise InputError(f"{folder}: the frames differ in size")
-        array = np.concatenate([frame.array for frame in frames], axis=2)
-        return _as_volume(folder, Frames(array, frames[0].spacing, frames[0].step), reading)
-    order = np.argsort(positions).tolist()
-    gaps = np.diff(positions[order])
-    if len(files) < 2 or gaps.min() <= 0 or gaps.max() > 1.05 * gaps.min() + 1e-3:
-        told = "no second slice" if len(files) < 2 else f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart"
-        raise InputError(f"{folder}: {told}; slices are missing or there twice, export the series again")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(files[i]) for i in order])
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        told = str(error).strip().splitlines()[-1]
-        raise InputError(f"{folder}: the slices do not make a volume ({told})") from error
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{folder}: is in colour; expected one value per voxel")
-    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    volume = Volume(array, image.GetSpacing(), image.GetOrigin(), direction, folder)
-    return _with_spacing(volume, reading)
-
-
-def _positions(tags: Sequence[Any]) -> NDArray[np.float64] | None:
-    """Where slices lie along their common normal, mm; None unless all say so and are parallel."""
-    turns = [t.get("ImageOrientationPatient") for t in tags]
-    places = [t.get("ImagePositionPatient") for t in tags]
-    if not tags or None in turns or None in places:
-        return None
-    first = np.array(turns[0], float)
-    if any(np.abs(np.array(turn, float) - first).max() > 1e-3 for turn in turns):
-        return None
-    found: NDArray[np.float64] = np.array(places, float) @ np.cross(first[:3], first[3:])
-    return found
 
 
 def _without_overlay(array: Array, source: Path) -> Array:

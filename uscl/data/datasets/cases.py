@@ -20,6 +20,17 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
+def parse_split(text: str, where: str) -> Split | None:
+    """A side as tables write it; empty is None.
+
+    Raises:
+        InputError: there is no such side; the message begins with ``where``.
+    """
+    if text and text not in SPLITS:
+        raise InputError(f"{where}: split is {text!r}, expected {', '.join(SPLITS)} or nothing")
+    return next((split for split in SPLITS if split == text), None)
+
+
 @dataclass(frozen=True)
 class Case:
     """One image with its label map, if it has one.

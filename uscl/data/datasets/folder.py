@@ -23,7 +23,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uscl.data.datasets.cases import SPLITS, Case, DataSet, Split, check_unique
+from uscl.data.datasets.cases import Case, DataSet, Split, check_unique, parse_split
 from uscl.data.volume import WRITABLE, stem
 from uscl.errors import InputError
 
@@ -174,12 +174,10 @@ def _read_patients(path: Path) -> dict[str, tuple[str, Split | None]]:
         rows = list(csv.DictReader(stream))
     found: dict[str, tuple[str, Split | None]] = {}
     for number, row in enumerate(rows, start=2):
-        case, patient, side = row.get("case"), row.get("patient"), row.get("split") or None
+        case, patient = row.get("case"), row.get("patient")
         if not case or not patient:
             raise InputError(f"{path}, line {number}: expected the columns case, patient and optionally split")
-        if side is not None and side not in SPLITS:
-            raise InputError(f"{path}, line {number}: split is {side!r}, expected {', '.join(SPLITS)} or nothing")
         if case in found:
             raise InputError(f"{path}, line {number}: case {case} stands there twice")
-        found[case] = (patient, next((split for split in SPLITS if split == side), None))
+        found[case] = (patient, parse_split(row.get("split") or "", f"{path}, line {number}"))
     return found

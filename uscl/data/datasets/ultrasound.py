@@ -22,10 +22,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from uscl.data.datasets.cases import SPLITS, Case, DataSet, Split, check_unique
+from uscl.data.datasets.cases import Case, DataSet, check_unique, parse_split
 from uscl.data.datasets.folder import read_description
-from uscl.data.frames import DICOM, VIDEOS, is_dicom, pictures_in, read_tags
-from uscl.data.sweeps import VOLUMES, SweepReading, knows_spacing, parse_reading, series_files
+from uscl.data.dicom import ENDINGS as DICOM
+from uscl.data.dicom import is_dicom, read_header, series_files
+from uscl.data.frames import VIDEOS, pictures_in
+from uscl.data.sweeps import VOLUMES, SweepReading, knows_spacing, parse_reading
 from uscl.data.volume import stem
 from uscl.errors import InputError
 
@@ -60,6 +62,8 @@ def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
         where = f"{manifest}, line {number}"
         if not row["patient"] or not row["sweep"] or not row["image"]:
             raise InputError(f"{where}: patient, sweep and image must be given")
+        if row["sweep"].startswith(".") or set(row["sweep"]) & set("/\\"):
+            raise InputError(f"{where}: sweep is {row['sweep']!r}; it names files, so without / and no dot in front")
         sites.add(row["site"])
         if modality is not None and row["site"].lower() != modality.lower():
             continue
@@ -69,7 +73,7 @@ def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
         if missing:
             problems[row["sweep"]] = f"{where}: {missing[0]} is not there; correct the path or take the line away"
             continue
-        cases.append(Case(row["sweep"], image, label, row["patient"], _split(row["split"], where),
+        cases.append(Case(row["sweep"], image, label, row["patient"], parse_split(row["split"], where),
                           _reading(row, where)))  # fmt: skip
     if not cases and not problems:
         told = f"no sweep of site {modality!r}; it has {', '.join(sorted(sites))}" if modality and sites else "no sweep"
@@ -109,12 +113,6 @@ def _reading(row: dict[str, str], where: str) -> SweepReading:
         raise InputError(f"{where}: {error}") from error
 
 
-def _split(text: str, where: str) -> Split | None:
-    if text and text not in SPLITS:
-        raise InputError(f"{where}: split is {text!r}, expected {', '.join(SPLITS)} or nothing")
-    return next((split for split in SPLITS if split == text), None)
-
-
 def write_manifest(root: Path, target: Path) -> int:
     """Writes a manifest of what lies in a folder, for its owner to correct.
 
@@ -137,7 +135,10 @@ def write_manifest(root: Path, target: Path) -> int:
     if target.exists():
         raise InputError(f"{target}: exists already; it may have been edited. Give another name")
     found = list(_sweeps(root))
-    labels = {_key(path, root): path for path in found if _is_label(path, root)}
+    labels: dict[tuple[str, ...], list[Path]] = {}
+    for path in found:
+        if _is_label(path, root):
+            labels.setdefault(_key(path, root), []).append(path)
     sweeps = [path for path in found if not _is_label(path, root)]
     if not sweeps:
         raise InputError(f"{root}: no sweep found (volumes, videos, DICOM, or folders of nothing but frames)")
@@ -148,7 +149,10 @@ def write_manifest(root: Path, target: Path) -> int:
         name = "_".join((*below.parts[:-1], path.name if path.is_dir() else stem(path)))
         while any(row[1] == name for row in rows):  # a.mp4 beside a.avi
             name += "_2"
-        label = labels.pop(_key(path, root), None)
+        candidates = labels.pop(_key(path, root), [])
+        label = candidates[0] if len(candidates) == 1 else None
+        if len(candidates) > 1:
+            log.warning("%s: %s could be its labels; none is entered", path, " or ".join(map(str, candidates)))
         try:
             told = "" if knows_spacing(path) else "assumed"
         except InputError as error:  # uscl prepare will report it
@@ -156,7 +160,7 @@ def write_manifest(root: Path, target: Path) -> int:
             told = ""
         rows.append((below.parts[0] if len(below.parts) > 1 else name, name, _relative(path, base),
                      _relative(label, base) if label else "", "", "", told, told, ""))  # fmt: skip
-    for path in labels.values():
+    for path in (path for paths in labels.values() for path in paths):
         log.warning("%s: looks like labels, but no sweep goes with it; left out", path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +182,7 @@ def _sweeps(folder: Path) -> Iterator[Path]:
     if pictures:
         log.info("%s: %d pictures next to other files are left out; put frames into a folder of their own", folder,
                  len(pictures))  # fmt: skip
-    series = [path for path in files if path.suffix.lower() in DICOM or (not path.suffix and _looks_dicom(path))]
+    series = [path for path in files if path.suffix.lower() in DICOM or (not path.suffix and is_dicom(path))]
     if len(series) > 1 and len(series) == len(inside) and _single_frames(folder):
         yield folder
         return
@@ -189,12 +193,11 @@ def _sweeps(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _looks_dicom(path: Path) -> bool:
-    return path.stat().st_size > 132 and is_dicom(path)
-
-
 def _single_frames(folder: Path) -> bool:
-    return all(int(read_tags(path).get("NumberOfFrames") or 1) == 1 for path in series_files(folder))
+    try:
+        return all(read_header(path).frames == 1 for path in series_files(folder))
+    except InputError:  # told when the folder is read
+        return True
 
 
 def _is_label(path: Path, root: Path) -> bool:

@@ -1,0 +1,217 @@
+"""``uscl pseudo-label`` from files to a data set that trains."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from uscl.cli import main
+from uscl.data.datamodule import VolumeDataModule
+from uscl.data.datasets.ultrasound import read_ultrasound
+from uscl.data.patches import Preprocessing
+from uscl.data.training_patches import PatchSampling
+from uscl.data.volume import read_image, read_label
+from uscl.phantom.video import write_frames, write_video
+
+COUNT, HEIGHT, WIDTH = 24, 40, 56
+ASSUMED = ("--reading.spacing", "[2.0, 2.0]", "--reading.step", "3.0")
+
+
+def clip() -> tuple[np.ndarray, np.ndarray]:
+    """Frames and labels of a dark disc that moves slowly through speckle; it is gone on the last six frames."""
+    random = np.random.default_rng(0)
+    rows, columns = np.indices((HEIGHT, WIDTH))
+    frames, labels = [], []
+    for t in range(COUNT):
+        disc = (rows - 20) ** 2 + (columns - 15 - t) ** 2 <= 81 if t < 18 else np.zeros((HEIGHT, WIDTH), bool)
+        frame = random.rayleigh(60, (HEIGHT, WIDTH)) * np.where(disc, 0.2, 1)
+        frames.append(np.clip(frame, 0, 255).astype(np.uint8))
+        labels.append(np.where(disc, 3, 0).astype(np.uint8))
+    return np.stack(frames), np.stack(labels)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("sweep")
+    frames, labels = clip()
+    write_frames(root / "frames", frames, range(COUNT))
+    write_frames(root / "keys", labels, (0, 8, 17))
+    return root
+
+
+def run(study: Path, out: Path, *more: str, sweep: str = "frames", keys: str = "keys") -> int:
+    return main(["pseudo-label", str(study / sweep), "--key-frames", str(study / keys), "--out", str(out), *ASSUMED,
+                 *more])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def labelled(study, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "out"
+    assert run(study, out, "--patient", "anna", "--check.threshold", "0.3") == 0
+    return out
+
+
+def test_what_a_run_leaves(study, labelled):
+    frames, labels = clip()
+    image = read_image(labelled / "image.nii.gz")
+    assert np.array_equal(image.array.transpose(2, 1, 0), frames), "the frames as they were"
+    assert image.spacing == pytest.approx((2, 2, 3))
+    proposals = read_label(labelled / "proposals.nii.gz").array.transpose(2, 1, 0)
+    for key in (0, 8, 17):
+        assert np.array_equal(proposals[key], labels[key])
+    inner = [t for t in range(17) if t not in (0, 8)]
+    met = (
+        2
+        * ((proposals == 3) & (labels == 3))[inner].sum()
+        / ((proposals == 3)[inner].sum() + (labels == 3)[inner].sum())
+    )
+    assert met > 0.85
+    quality = json.loads((labelled / "quality.json").read_text())
+    assert quality["key_frames"] == [0, 8, 17]
+    assert set(map(int, quality["flagged"])) >= set(range(18, COUNT))
+    assert quality["classes"]["liver"]["left_out"][0]["frame"] == 8
+    assert len(quality["classes"]["liver"]["confidence"]) == COUNT
+    assert len(quality["annotate_next"]) == 3
+    record = json.loads((labelled / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert "threshold: 0.3" in (labelled / "config.yaml").read_text()
+    assert plt.imread(labelled / "contact_sheet.png").shape[0] > 200
+    text = (labelled / "report.html").read_text()
+    assert "not a medical device" in text
+    assert text.count("<figure") == COUNT
+    assert text.count('<figure class="key"') == 3
+    assert 'src="http' not in text
+
+
+def test_flagged_frames_are_left_out_of_the_pair(labelled):
+    with (labelled / "sweeps.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["patient"], row["sweep"]) == ("anna", "frames_part1")
+    image, label = read_image(labelled / row["image"]), read_label(labelled / row["label"])
+    assert image.same_grid(label) is None
+    assert image.shape == (WIDTH, HEIGHT, 18)
+    assert not (labelled / "label.nii.gz").exists(), "nothing that invites to train on flagged frames"
+
+
+def test_the_manifest_trains(labelled):
+    data_set = read_ultrasound(labelled / "sweeps.csv")
+    assert data_set.label_names[3] == "liver"
+    data = VolumeDataModule(
+        root=str(labelled / "sweeps.csv"), dataset="ultrasound", batch_size=1, patches_per_epoch=1,
+        preprocessing=Preprocessing(spacing=(4.0, 4.0, 4.0), patch_size=16),
+        sampling=PatchSampling(minimum_foreground=20),
+        val_fraction=0.0, test_fraction=0.0,
+    )  # fmt: skip
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["target"].any(), batch.keys()
+
+
+def test_keeping_flagged_frames(study, tmp_path):
+    assert run(study, tmp_path / "out", "--keep-flagged") == 0
+    (case,) = read_ultrasound(tmp_path / "out").cases
+    assert case.name == "frames"
+    assert read_label(case.label).shape == (WIDTH, HEIGHT, COUNT)
+
+
+def test_one_more_key_frame_and_a_shared_manifest(study, tmp_path, monkeypatch, capsys):
+    out, shared = tmp_path / "out", tmp_path / "all" / "sweeps.csv"
+    keys = tmp_path / "keys"
+    shutil.copytree(study / "keys", keys)
+    options = ("--manifest", str(shared), "--check.threshold", "0.3")
+    assert run(study, out, *options, keys=str(keys)) == 0
+    (out / "label_1.nii.gz").touch()
+    assert run(study, out, *options, keys=str(keys)) == 2
+    assert "has been labelled; --overwrite replaces" in capsys.readouterr().err
+
+    def forbidden(*_):
+        raise AssertionError("has been registered already")
+
+    monkeypatch.setattr("uscl.pseudo_label.registration._register", forbidden)
+    write_frames(keys, clip()[1], (4,))
+    assert run(study, out, *options, "--overwrite", keys=str(keys)) == 0
+    assert json.loads((out / "quality.json").read_text())["key_frames"] == [0, 4, 8, 17]
+    (case,) = read_ultrasound(shared).cases
+    assert case.image.resolve() == (out / "image_1.nii.gz").resolve(), "in place of the earlier line"
+    other = tmp_path / "other"
+    write_frames(other, clip()[0][::-1].copy(), range(COUNT))
+    assert run(study, out, sweep=str(other)) == 2
+    assert "labels of another sweep" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on(study, labelled, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = ("--patient", "anna", "--check.threshold", "0.3")
+    with monkeypatch.context() as patch:
+        patch.setattr("uscl.commands.pseudo_label.label_sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, *options)
+    assert run(study, out, *options) == 0
+    for name in ("proposals.nii.gz", "label_1.nii.gz"):
+        assert np.array_equal(read_label(out / name).array, read_label(labelled / name).array)
+
+
+def test_videos_and_names_of_ones_own(study, tmp_path):
+    pytest.importorskip("av", reason="extra video")
+    frames, labels = clip()
+    write_video(tmp_path / "clip.mp4", frames)
+    (tmp_path / "names.json").write_text(json.dumps({"labels": {"background": 0, "cyst": 1}}))
+    for number in (0, 17):
+        (tmp_path / "keys").mkdir(exist_ok=True)
+        Image.fromarray((labels[number] > 0).astype(np.uint8) * 255).save(tmp_path / "keys" / f"{number}.png")
+    assert run(study, tmp_path / "out", "--labels", str(tmp_path / "names.json"), sweep=str(tmp_path / "clip.mp4"),
+               keys=str(tmp_path / "keys")) == 0  # fmt: skip
+    assert list(json.loads((tmp_path / "out" / "quality.json").read_text())["classes"]) == ["cyst"]
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    (("--key-frames", "nowhere"), "no such key frames"),
+    (("--check.threshold", "2"), "threshold is 2"),
+    (("--labels", "nowhere.json"), "names no labels"),
+    (("--out", "used"), "is not empty and holds no pseudo-labels"),
+])  # fmt: skip
+def test_mistakes_are_told(study, tmp_path, monkeypatch, capsys, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("keep")
+    assert run(study, tmp_path / "out", *arguments) == 2
+    assert reason in capsys.readouterr().err
+    assert (tmp_path / "used" / "mine.txt").read_text() == "keep"
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_frame_is_no_sweep(study, tmp_path, capsys):
+    write_frames(tmp_path / "one", clip()[0], (0,))
+    assert run(study, tmp_path / "out", sweep=str(tmp_path / "one")) == 2
+    assert "a sweep has at least two" in capsys.readouterr().err
+    assert run(study, tmp_path / "out", "--reading.spacing", "null") == 2
+    assert "millimetres between pixels are not known" in capsys.readouterr().err
+
+
+def test_seggpt_and_what_both_engines_agree_on(study, tmp_path):
+    pytest.importorskip("transformers", reason="extra pseudo-label")
+    from small_seggpt import SMALL, random_weights
+
+    weights = random_weights(tmp_path / "small.safetensors")
+    size = [option for name, value in vars(SMALL).items()
+            for option in (f"--seggpt.size.{name}", json.dumps(value))]  # fmt: skip
+    options = ("--engine", "seggpt", "--compare", "--seggpt.weights", str(weights), "--seggpt.memory", "0", *size)
+    assert run(study, tmp_path / "out", *options) == 0
+    found = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert found["engine"] == "seggpt"
+    assert 0 <= found["classes"]["liver"]["dice_against_the_other_engine"] <= 1
+    proposals = read_label(tmp_path / "out" / "proposals.nii.gz").array.transpose(2, 1, 0)
+    assert np.array_equal(proposals[8], clip()[1][8]), "key frames stay, whatever paints the others"
+
+
+def test_an_engine_without_weights_is_never_replaced(study, tmp_path, capsys):
+    assert (
+        run(study, tmp_path / "out", "--engine", "seggpt", "--seggpt.weights", str(tmp_path / "none.safetensors")) == 2
+    )
+    assert "none.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

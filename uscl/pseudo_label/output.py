@@ -1,0 +1,135 @@
+"""What a labelled sweep leaves in its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uscl.data.datasets.ultrasound import COLUMNS, MANIFEST, read_rows
+from uscl.data.volume import Volume, write_volume
+from uscl.errors import InputError
+from uscl.pseudo_label.sweep import LabelledSweep, trusted_runs
+
+DESCRIPTION = "dataset.json"
+Row = dict[str, str]
+
+
+def write_pairs(
+    folder: Path, volume: Volume, made: LabelledSweep, sweep: str, keep_flagged: bool, least_frames: int
+) -> list[tuple[str, Path, Path]]:
+    """Writes the sweep, the proposals for all frames, and the pairs to train on.
+
+    ``image.nii.gz`` is the whole sweep and ``proposals.nii.gz`` what was labelled on every frame, for review. Where no
+    frame is flagged, or flagged ones are to be kept, ``label.nii.gz`` makes a pair with the image. Otherwise each
+    stretch of trusted frames becomes a pair of its own, ``image_K.nii.gz`` and ``label_K.nii.gz``: a label map has no
+    value that says nothing, and a stretch of frames is a sweep.
+
+    Returns:
+        Name, image and label of every pair.
+    """
+    labels = volume.with_array(made.labels.transpose(2, 1, 0).astype(np.uint8))
+    image = write_volume(folder / "image.nii.gz", volume, overwrite=True)
+    write_volume(folder / "proposals.nii.gz", labels, overwrite=True)
+    if keep_flagged or not made.flags:
+        return [(sweep, image, write_volume(folder / "label.nii.gz", labels, overwrite=True))]
+    pairs = []
+    for number, (begin, end) in enumerate(trusted_runs(len(made.labels), made.flags, least_frames), start=1):
+        parts = [write_volume(folder / f"{kind}_{number}.nii.gz", _cut(whole, begin, end), overwrite=True)
+                 for kind, whole in (("image", volume), ("label", labels))]  # fmt: skip
+        pairs.append((f"{sweep}_part{number}", parts[0], parts[1]))
+    return pairs
+
+
+def add_to_manifest(
+    manifest: Path, pairs: Sequence[tuple[str, Path, Path]], patient: str, names: Mapping[int, str]
+) -> None:
+    """Adds the pairs of a sweep to a manifest that ``VolumeDataModule`` reads, in place of earlier ones of that name.
+
+    Args:
+        manifest: ``sweeps.csv``; made if it is not there, with the ``dataset.json`` that names the labels.
+        pairs: of :func:`write_pairs`.
+        patient: whom the sweep belongs to.
+        names: of the label ids.
+
+    Raises:
+        InputError: the manifest or the names beside it are of something else.
+    """
+    base = manifest.resolve().parent
+    description = base / DESCRIPTION
+    labels = {"background": 0} | {name: number for number, name in names.items()}
+    if description.is_file():
+        try:
+            found = json.loads(description.read_text(encoding="utf-8")).get("labels")
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{description}: not readable ({error!r})") from error
+        if found != labels:
+            raise InputError(f"{description}: names other labels, {found}; this sweep has {labels}")
+    rows: list[Row] = list(read_rows(manifest, COLUMNS[:3])) if manifest.is_file() else []
+    mine = {str(path) for _, image, label in pairs for path in (image, label)}
+    rows = [row for row in rows if row["sweep"] not in {name for name, *_ in pairs}]
+    rows = [row for row in rows if str((base / row["image"]).resolve()) not in mine]
+    for name, image, label in pairs:
+        places = {"image": _relative(image, base), "label": _relative(label, base)}
+        rows.append({**dict.fromkeys(COLUMNS, ""), "patient": patient, "sweep": name, **places})
+    base.mkdir(parents=True, exist_ok=True)
+    partial = manifest.with_name(f".{os.getpid()}-{manifest.name}")
+    with partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(manifest)
+    if not description.is_file():
+        text = json.dumps({"name": "pseudo-labels", "labels": labels}, indent=2)
+        description.write_text(text + "\n", encoding="utf-8")
+
+
+def quality_record(made: LabelledSweep, names: Mapping[int, str], suggested: Sequence[int]) -> dict[str, Any]:
+    """``quality.json``: everything that is known of a sweep's labels, with null for what is not."""
+    classes = {}
+    for number, quality in made.quality.items():
+        taken, added = made.cleaned.get(number, (0, 0))
+        classes[names[number]] = {
+            "left_out": [{"frame": one.frame, "dice": _known(one.dice), "hd95_mm": _known(one.hd95)}
+                         for one in quality.left_out],
+            "left_out_dice": _known(quality.dice),
+            "left_out_hd95_mm": _known(quality.hd95),
+            "neighbouring_frames_dice": _known(quality.consistency),
+            "confidence": [round(value, 4) for value in quality.confidence.tolist()],
+            "pixels": quality.area.tolist(),
+            "clean_up": {"taken_away": taken, "added": added} if made.cleaned else None,
+            "dice_against_the_other_engine": made.compared.get(number),
+        }  # fmt: skip
+    return {
+        "frames": len(made.labels),
+        "key_frames": list(made.keys),
+        "flagged": {str(t): reasons for t, reasons in sorted(made.flags.items())},
+        "annotate_next": list(suggested),
+        "classes": classes,
+        "pseudo": True,
+    }
+
+
+def _cut(volume: Volume, begin: int, end: int) -> Volume:
+    """Some frames of a sweep, where they lie in space."""
+    step = volume.direction[:, 2] * volume.spacing[2] * begin
+    x, y, z = (float(o + s) for o, s in zip(volume.origin, step, strict=True))
+    return replace(volume, array=volume.array[:, :, begin:end], origin=(x, y, z))
+
+
+def _known(value: float) -> float | None:
+    return round(value, 4) if np.isfinite(value) else None
+
+
+def _relative(path: Path, base: Path) -> str:
+    whole = path.resolve()
+    return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else os.fspath(whole)
+
+
+__all__ = ["DESCRIPTION", "MANIFEST", "add_to_manifest", "quality_record", "write_pairs"]
