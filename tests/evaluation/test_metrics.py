@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from uscl.evaluation import score
+from uscl.evaluation.metrics import Reference
 
 surface_distance = pytest.importorskip("surface_distance", reason="the independent reference is a dev dependency")
 
@@ -22,16 +23,26 @@ def shapes(count: int):
 
 
 def test_agrees_with_the_surface_distance_package():
-    for seed, prediction, reference, spacing in shapes(200):
+    compared = 0
+    for seed, prediction, reference, spacing in shapes(230):
         if not prediction.any() or not reference.any():
             continue
+        compared += 1
         found = score(prediction, reference, spacing, tolerance=1.0)
         distances = surface_distance.compute_surface_distances(reference, prediction, spacing)
         assert found.nsd == pytest.approx(
             surface_distance.compute_surface_dice_at_tolerance(distances, 1.0), abs=1e-6
         ), seed
-        assert found.hd95 == pytest.approx(surface_distance.compute_robust_hausdorff(distances, 95), abs=1e-5), seed
+        assert found.hd95 == pytest.approx(surface_distance.compute_robust_hausdorff(distances, 95), abs=1e-6), seed
         assert found.dice == pytest.approx(surface_distance.compute_dice_coefficient(reference, prediction)), seed
+    assert compared >= 200
+
+
+def test_one_reference_scores_many_masks_as_each_by_itself():
+    _, first, reference, spacing = next(shapes(1))
+    shared = Reference(reference, spacing)
+    for mask in (first, np.roll(first, 2, 0), ~reference, reference, np.zeros_like(first)):
+        assert shared.score(mask) == score(mask, reference, spacing)
 
 
 def test_the_four_empty_cases():

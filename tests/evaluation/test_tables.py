@@ -11,7 +11,7 @@ from uscl.evaluation.tables import EVERY_CLASS, dice_cells, dice_markdown, dice_
 
 
 def row(case="a", name="liver", clicks=1, dice=0.5, patient="p", hd95=3.0, method="ours") -> ResultRow:
-    return ResultRow("set", case, name, method, clicks, dice, 0.4, hd95, 0.1, patient, "random weights")
+    return ResultRow("set", case, name, method, clicks, dice, 0.4, hd95, 0.1, patient, "random weights", clicks, 0.2)
 
 
 def test_columns_are_the_contract():

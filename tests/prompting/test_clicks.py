@@ -6,7 +6,7 @@ import torch
 from parity.recipe import PARITY
 
 from uscl.errors import InputError
-from uscl.prompting import Click, error_click
+from uscl.prompting import Click, deepest_click, error_click
 from uscl.seeds import derive_seed, seeded_draw
 
 
@@ -86,3 +86,38 @@ def test_seeds_depend_on_every_part_and_are_pinned():
     assert derive_seed("a", 1) != derive_seed("a", "1")
     first, again = seeded_draw("x", 3), seeded_draw("x", 3)
     assert [first(1000) for _ in range(5)] == [again(1000) for _ in range(5)]
+
+
+def test_deepest_clicks_equal_the_original_sampler(arrays):
+    previous, target = arrays["infer/prev"], arrays["infer/gt"] > 0
+    for seed in range(20):
+        stream = np.random.RandomState(seed)
+        click = deepest_click(previous, target, lambda n, s=stream: int(s.randint(n)))
+        assert list(click.index) == arrays["infer_ritm/points"][seed].tolist()
+        assert int(click.foreground) == arrays["infer_ritm/labels"][seed].item()
+
+
+def test_deepest_clicks_go_to_the_middle_of_the_largest_error(arrays):
+    shape = arrays["ritm_blob/shape"].tolist()
+    packed = (arrays[f"ritm_blob/{name}"].numpy() for name in ("gt", "prev"))
+    target, previous = (torch.from_numpy(np.unpackbits(bits).reshape(shape) > 0) for bits in packed)
+    wanted = {tuple(index) for index in arrays["ritm_blob/candidates"].tolist()}
+    found = {deepest_click(previous, target, lambda n, k=k: k % n) for k in range(len(wanted))}
+    assert {click.index for click in found} == wanted
+    assert all(click.foreground for click in found)
+    # What spills over more deeply than the rest was missed is clicked away.
+    spilled = torch.zeros(shape, dtype=torch.bool)
+    spilled[:9, :9, :9] = True
+    assert not deepest_click(spilled, torch.zeros_like(spilled).index_fill_(0, torch.tensor([11]), True),
+                             lambda n: 0).foreground  # fmt: skip
+
+
+def test_deepest_clicks_on_one_slice_and_on_nothing_wrong():
+    target = torch.zeros(1, 20, 20, dtype=torch.bool)
+    target[0, 4:13, 5:14] = True
+    click = deepest_click(torch.zeros_like(target), target, lambda n: n // 2)
+    assert click.foreground
+    assert max(abs(click.index[1] - 8), abs(click.index[2] - 9)) <= 2
+    assert target[deepest_click(target, target, lambda n: 0).index]
+    with pytest.raises(InputError, match="target mask is empty"):
+        deepest_click(torch.zeros_like(target), torch.zeros_like(target), lambda n: 0)

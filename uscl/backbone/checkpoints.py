@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from uscl.backbone.config import VARIANTS
 from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
-from uscl.errors import InputError
+from uscl.errors import InputError, WeightsNotFoundError
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,19 @@ class LoadReport:
         return self
 
 
-def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
+def load_checkpoint(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    read: Callable[[Path], dict[str, Tensor]] | None = None,
+) -> LoadReport:
     """Copies trained weights into a model.
 
     Args:
         model: a SAM-Med3D (or any module whose keys the file holds). Float16 weights are cast to the model's type.
         path: a file, or ``hf://owner/repo/file`` (needs the extra ``hub`` unless the file was put in place by hand).
+        translate: renames the file's tensors to the model's keys; None takes them as they are.
+        read: reads the file's tensors; None is :func:`read_tensors`.
 
     Returns:
         The report; ask it to :meth:`~LoadReport.require_complete` where a partly random model must not pass.
@@ -82,20 +89,22 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> LoadRepor
             are not finite. The model is then unchanged.
     """
     file = fetch(str(path))
-    found = _strip_prefix(_read_tensors(file))
+    found = _strip_prefix((read or read_tensors)(file))
+    if translate is not None:
+        found = translate(found)
     wanted = model.state_dict()
     matched = [key for key in wanted if key in found]
     if not matched:
         raise InputError(
             f"{file}: none of its {len(found)} tensors belongs to this model (first keys: {_some(tuple(found))}); "
-            "expected a SAM-Med3D checkpoint (an adapter file is given as the adapter, not as the weights)"
+            f"expected a checkpoint of {_title(model)} (an adapter file is given as the adapter, not as the weights)"
         )
     wrong = [key for key in matched if found[key].shape != wanted[key].shape]
     if wrong:
         key = wrong[0]
         raise InputError(
             f"{file}: {len(wrong)} tensors have another shape, first {key}: found {list(found[key].shape)}, "
-            f"expected {list(wanted[key].shape)}; {_fitting_variant(found)}"
+            f"expected {list(wanted[key].shape)}{_fitting_variant(model, found)}"
         )
     broken = [key for key in matched if found[key].is_floating_point() and not found[key].isfinite().all()]
     if broken:
@@ -133,20 +142,25 @@ def save_weights(
     save_file(tensors, path, dict(metadata or {}))
 
 
-def fetch(reference: str) -> Path:
+def fetch(reference: str, download: bool = True) -> Path:
     """Returns the local path of a file or of an ``hf://owner/repo/file`` reference, downloading it if need be.
 
     A referenced file that was put at ``$USCL_WEIGHTS/owner/repo/file`` (default ``~/.cache/uscl/weights``) by hand is
     used without any network.
 
+    Args:
+        reference: the file or ``hf://`` reference.
+        download: False looks on this machine alone.
+
     Raises:
-        InputError: there is no such file, or it cannot be downloaded; the message says what to fetch and where to
-            put it.
+        InputError: the reference cannot be read as one.
+        WeightsNotFoundError: there is no such file, or it cannot be downloaded; the message says what to fetch and
+            where to put it.
     """
     if not reference.startswith("hf://"):
         path = Path(reference).expanduser()
         if not path.is_file():
-            raise InputError(f"{path}: no such checkpoint file")
+            raise WeightsNotFoundError(reference, f"{path}: no such checkpoint file")
         return path
     owner, repo, file = ([*reference.removeprefix("hf://").split("/", 2), "", ""])[:3]
     if not (owner and repo and file):
@@ -156,14 +170,18 @@ def fetch(reference: str) -> Path:
     if placed.is_file():
         return placed
     by_hand = f"fetch https://huggingface.co/{owner}/{repo}/resolve/main/{file} by hand and put it at {placed}"
+    if not download:
+        raise WeightsNotFoundError(reference, f"{reference}: not on this machine; name it as weights to have it "
+                                              f"downloaded, or {by_hand}")  # fmt: skip
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise InputError(f"{reference}: needs `pip install uscl[hub]`; or {by_hand}") from error
+        raise WeightsNotFoundError(reference, f"{reference}: needs `pip install uscl[hub]`; or {by_hand}") from error
     try:
         return Path(hf_hub_download(repo_id=f"{owner}/{repo}", filename=file))
     except Exception as error:  # the hub client raises a family of its own and of its HTTP library
-        raise InputError(f"{reference}: the download failed ({type(error).__name__}); {by_hand}") from error
+        told = f"{reference}: the download failed ({type(error).__name__}); {by_hand}"
+        raise WeightsNotFoundError(reference, told) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -172,7 +190,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint file, out of its wrapper if it has one; pickles with ``weights_only``.
+
+    Raises:
+        InputError: the file cannot be read safely or holds no state dict.
+    """
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -206,14 +229,20 @@ def _strip_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _fitting_variant(found: Mapping[str, Tensor]) -> str:
+def _title(model: nn.Module) -> str:
+    return "SAM-Med3D" if isinstance(model, SamMed3D) else type(model).__name__
+
+
+def _fitting_variant(model: nn.Module, found: Mapping[str, Tensor]) -> str:
+    if not isinstance(model, SamMed3D):
+        return ""
     for name in VARIANTS:
         with torch.device("meta"):
             variant: SamMed3D = build_sam_med3d(name)
         shapes = {key: value.shape for key, value in variant.state_dict().items()}
         if all(key in found and found[key].shape == shape for key, shape in shapes.items()):
-            return f"the file fits the variant {name!r}"
-    return "it fits none of the variants " + ", ".join(VARIANTS)
+            return f"; the file fits the variant {name!r}"
+    return "; it fits none of the variants " + ", ".join(VARIANTS)
 
 
 def _some(keys: tuple[str, ...], most: int = 4) -> str:

@@ -35,6 +35,9 @@ class SamMed3DConfig:
             relative-position terms meet the wrong axes (see :mod:`uscl.backbone.attention`) and the dense positional
             encoding exchanges its first two axes against the clicks'. False is the textbook form, for models trained
             from scratch.
+        attention_free_blocks: first blocks that have no attention, as FastSAM3D's.
+        residual_after_norm: the MLP of a block is added to its normalised input and not to the input itself, as in
+            FastSAM3D.
     """
 
     image_size: int = 128
@@ -54,6 +57,8 @@ class SamMed3DConfig:
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
     published_positions: bool = True
+    attention_free_blocks: int = 0
+    residual_after_norm: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "global_attention_blocks", tuple(self.global_attention_blocks))
@@ -67,6 +72,7 @@ class SamMed3DConfig:
             "global_attention_blocks must lie in 0 .. depth - 1": all(
                 0 <= block < self.depth for block in self.global_attention_blocks
             ),
+            "attention_free_blocks must lie in 0 .. depth": 0 <= self.attention_free_blocks <= self.depth,
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
@@ -97,6 +103,30 @@ VARIANTS: dict[str, SamMed3DConfig] = {
         decoder_mlp_dim=480,
         iou_head_hidden_dim=120,
         published_positions=False,
+    ),
+    # FastSAM3D's student of vit_b_ori (https://github.com/arcadelab/FastSAM3D): half the blocks, 53.2 M parameters.
+    "fastsam3d": SamMed3DConfig(
+        depth=6,
+        num_heads=6,
+        window_size=0,
+        global_attention_blocks=(),
+        attention_free_blocks=2,
+        residual_after_norm=True,
+    ),
+    # The same of mini.
+    "mini_fast": SamMed3DConfig(
+        embed_dim=192,
+        depth=3,
+        num_heads=3,
+        window_size=0,
+        global_attention_blocks=(),
+        prompt_dim=120,
+        decoder_heads=4,
+        decoder_mlp_dim=480,
+        iou_head_hidden_dim=120,
+        published_positions=False,
+        attention_free_blocks=1,
+        residual_after_norm=True,
     ),
     # For tests: the sizes of the parity fixtures, a window (3) that does not divide the grid (4).
     "tiny": SamMed3DConfig(

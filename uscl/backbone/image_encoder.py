@@ -53,24 +53,29 @@ class Block(nn.Module):
         adapter: what a tuning method may put beside the MLP; it takes the tokens before norm2.
     """
 
-    def __init__(self, config: SamMed3DConfig, window_size: int) -> None:
+    def __init__(self, config: SamMed3DConfig, window_size: int, attention: bool = True) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        self.attn = WindowAttention(
-            config.embed_dim,
-            config.num_heads,
-            edge=window_size or config.grid_size,
-            window_size=window_size,
-            published_positions=config.published_positions,
-        )
+        self.residual_after_norm = config.residual_after_norm
+        self.attn: WindowAttention | None = None
+        if attention:
+            self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+            self.attn = WindowAttention(
+                config.embed_dim,
+                config.num_heads,
+                edge=window_size or config.grid_size,
+                window_size=window_size,
+                published_positions=config.published_positions,
+            )
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self.mlp = Mlp(config.embed_dim, int(config.embed_dim * config.mlp_ratio))
         self.adapter: nn.Module | None = None
 
     def forward(self, tokens: TokenGrid) -> TokenGrid:
         """Maps [B, g, g, g, C] to the same shape."""
-        tokens = tokens + self.attn(self.norm1(tokens))
-        out = tokens + cast("Tensor", self.mlp(self.norm2(tokens)))
+        if self.attn is not None:
+            tokens = tokens + self.attn(self.norm1(tokens))
+        normed = self.norm2(tokens)
+        out = (normed if self.residual_after_norm else tokens) + cast("Tensor", self.mlp(normed))
         return out if self.adapter is None else out + self.adapter(tokens)
 
 
@@ -93,7 +98,12 @@ class ImageEncoder(nn.Module):
         self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, grid, config.embed_dim))
         self.blocks = nn.ModuleList(
-            Block(config, 0 if i in config.global_attention_blocks else config.window_size) for i in range(config.depth)
+            Block(
+                config,
+                window_size=0 if i in config.global_attention_blocks else config.window_size,
+                attention=i >= config.attention_free_blocks,
+            )
+            for i in range(config.depth)
         )
         self.neck = nn.Sequential(
             nn.Conv3d(config.embed_dim, config.prompt_dim, kernel_size=1, bias=False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from uscl.errors import InputError
 
 DISCLAIMER = "Research software, not a medical device."
 # Okabe and Ito's colours, told apart by colour-blind readers.
@@ -92,17 +96,17 @@ def save_panels(path: Path, panels: Sequence[Panel], heading: str) -> None:
     figure = Figure(figsize=(2.1 * columns, 2.35 * len(panels) + 0.6), layout="constrained")
     axes = np.atleast_2d(np.asarray(figure.subplots(len(panels), columns)))
     for panel, row in zip(panels, axes, strict=True):
-        _show(row[0], panel, f"{panel.title}")
+        show_slice(row[0], panel, f"{panel.title}")
         if with_reference:
-            _show(row[1], panel, "reference")
+            show_slice(row[1], panel, "reference")
             if panel.reference is not None:
-                _outline(row[1], panel.reference, REFERENCE_COLOUR)
+                outline(row[1], panel.reference, REFERENCE_COLOUR)
         for axis, count in zip(row[1 + with_reference :], counts, strict=True):
             dice = f", Dice {panel.dice[count]:.2f}" if count in panel.dice else ""
-            _show(axis, panel, f"{count} click{'s' * (count > 1)}{dice}")
+            show_slice(axis, panel, f"{count} click{'s' * (count > 1)}{dice}")
             if panel.reference is not None:
-                _outline(axis, panel.reference, REFERENCE_COLOUR)
-            _outline(axis, panel.predictions[count], PREDICTION_COLOUR)
+                outline(axis, panel.reference, REFERENCE_COLOUR)
+            outline(axis, panel.predictions[count], PREDICTION_COLOUR)
         for y, x, foreground in panel.clicks:
             colour = FOREGROUND_COLOUR if foreground else BACKGROUND_COLOUR
             row[-1].plot(x, y, marker="+" if foreground else "x", color=colour, markersize=6)
@@ -112,14 +116,67 @@ def save_panels(path: Path, panels: Sequence[Panel], heading: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _show(axis: Axes, panel: Panel, title: str) -> None:
+def save_slices(path: Path, panels: Sequence[Panel]) -> None:
+    """Keeps panels as arrays, so that a report can lay the masks of several tests beside each other.
+
+    Args:
+        path: of the ``.npz``; images are kept as they are drawn, in 256 greys.
+        panels: in any order.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    lines = []
+    for number, panel in enumerate(sorted(panels, key=lambda panel: panel.title)):
+        low, high = _window(panel.image)
+        arrays[f"{number}/image"] = np.clip((panel.image - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
+        if panel.reference is not None:
+            arrays[f"{number}/reference"] = panel.reference
+        arrays |= {f"{number}/{count}": mask for count, mask in panel.predictions.items()}
+        lines.append({"title": panel.title, "clicks": panel.clicks, "pixel_mm": panel.pixel_mm,
+                      "dice": list(panel.dice.items()), "counts": list(panel.predictions)})  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, allow_pickle=False, panels=np.array(json.dumps(lines)), **arrays)
+
+
+def read_slices(path: Path) -> dict[str, Panel]:
+    """Panels that :func:`save_slices` kept, by title.
+
+    Raises:
+        InputError: the file is none of its.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return {
+                line["title"]: Panel(
+                    line["title"],
+                    arrays[f"{number}/image"],
+                    arrays.get(f"{number}/reference"),
+                    {count: arrays[f"{number}/{count}"] for count in line["counts"]},
+                    tuple((y, x, foreground) for y, x, foreground in line["clicks"]),
+                    dict(line["dice"]),
+                    (line["pixel_mm"][0], line["pixel_mm"][1]),
+                )
+                for number, line in enumerate(json.loads(str(arrays["panels"])))
+            }
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: holds no slices of a test ({error!r}); run the test again") from error
+
+
+def show_slice(axis: Axes, panel: Panel, title: str) -> None:
+    """Draws the image of a panel, without any mask."""
     width, height = panel.pixel_mm
-    low, high = np.percentile(panel.image, (1, 99.5))  # a few bright voxels must not make the rest black
+    low, high = _window(panel.image)
     axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, aspect=height / width, interpolation="nearest")
     axis.set_title(title, size=7)
     axis.set_axis_off()
 
 
-def _outline(axis: Axes, mask: NDArray[np.bool_], colour: str) -> None:
+def _window(image: NDArray[Any]) -> tuple[float, float]:
+    """Greys from black to white: a few bright voxels must not make the rest black."""
+    low, high = np.percentile(image, (1, 99.5))
+    return float(low), float(high)
+
+
+def outline(axis: Axes, mask: NDArray[np.bool_], colour: str) -> None:
+    """Draws the border of a mask."""
     if mask.any():
         axis.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.0)

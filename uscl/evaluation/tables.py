@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, isnan, nan
+from math import isfinite, isnan
 
-import numpy as np
 from rich.table import Table
 
 from uscl.evaluation.rows import ResultRow
+from uscl.evaluation.statistics import Sample, estimate
 
 EVERY_CLASS = "mean over classes"
 
@@ -54,8 +54,8 @@ def dice_cells(rows: Sequence[ResultRow]) -> dict[tuple[str, str, int], Cell]:
     cells = {}
     for (method, clicks), classes in groups.items():
         for name, members in classes.items():
-            cells[method, name, clicks] = _cell([members])
-        cells[method, EVERY_CLASS, clicks] = _cell(list(classes.values()))
+            cells[method, name, clicks] = _cell(members)
+        cells[method, EVERY_CLASS, clicks] = _cell([row for members in classes.values() for row in members])
     return cells
 
 
@@ -97,21 +97,8 @@ def _lines(rows: Sequence[ResultRow]) -> list[list[str]]:
     return lines
 
 
-def _cell(classes: list[list[ResultRow]]) -> Cell:
+def _cell(members: list[ResultRow]) -> Cell:
     """Mean over the class means, and its interval by resampling patients."""
-    members = [row for rows in classes for row in rows]
-    patients = sorted({row.patient for row in members})
-    values = np.full((len(classes), len(patients), 2), 0.0)  # sums and counts by class and patient
-    for i, rows in enumerate(classes):
-        for row in rows:
-            values[i, patients.index(row.patient)] += (row.dice, 1)
-    mean = float((values[:, :, 0].sum(1) / values[:, :, 1].sum(1)).mean())
-    low = high = nan
-    if len(patients) > 1:
-        random = np.random.default_rng(0)
-        draws = random.integers(len(patients), size=(2000, len(patients)))
-        sums = values[:, draws].sum(2)  # class, draw, (sum, count)
-        with np.errstate(invalid="ignore"):
-            means = np.nanmean(np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], nan), axis=0)
-        low, high = (float(q) for q in np.nanpercentile(means, (2.5, 97.5)))
-    return Cell(mean, low, high, len(members), len(patients), sum(not isfinite(row.hd95) for row in members))
+    found = estimate([Sample(row.class_name, row.patient, None, row.case, row.dice) for row in members])
+    missed = sum(not isfinite(row.hd95) for row in members)
+    return Cell(found.mean, found.low, found.high, len(members), found.patients, missed)

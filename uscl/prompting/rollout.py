@@ -1,10 +1,9 @@
-"""Playing the user: the click-by-click loops of training and of evaluation."""
+"""Playing the user in training, click by click."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from uscl.backbone import SamMed3D
 from uscl.errors import InputError
 from uscl.prompting.clicks import Click, as_points, error_click
-from uscl.prompting.segmenter import Segmenter, blank_mask_prompt, upsample
+from uscl.prompting.segmenter import blank_mask_prompt, upsample
 from uscl.seeds import Draw
 
 if TYPE_CHECKING:
@@ -87,48 +86,3 @@ def training_rollout(
         logits = upsample(low, size)
         total = total + loss(logits, target)
     return total, logits.detach()
-
-
-@dataclass(frozen=True)
-class RolloutStep:
-    """What came out after one click of an evaluation.
-
-    Attributes:
-        clicks: all clicks so far.
-        logits: [S, S, S] on the patch grid.
-        seconds: time spent on all clicks so far, encoding the image included, scoring by the caller not.
-    """
-
-    clicks: tuple[Click, ...]
-    logits: Tensor
-    seconds: float
-
-
-def evaluation_rollout(
-    segmenter: Segmenter, image: PatchBatch, target: Tensor, count: int, draw_for: Callable[[int], Draw]
-) -> Iterator[RolloutStep]:
-    """Sets ``count`` clicks on one object, each on the errors of the mask before; the first meets an empty mask.
-
-    Args:
-        segmenter: the method.
-        image: [1, 1, S, S, S].
-        target: bool mask [S, S, S] of the object.
-        count: number of clicks.
-        draw_for: the draw of click number 1, 2, ...; key it by data set, case, class and number, and every method
-            meets the same first click.
-
-    Yields:
-        One step after each click. A voxel counts as predicted where its logit is above 0.
-    """
-    begin = perf_counter()
-    segmenter.set_image(image)
-    seconds = perf_counter() - begin
-    clicks: list[Click] = []
-    predicted = torch.zeros_like(target)
-    for number in range(1, count + 1):
-        begin = perf_counter()
-        clicks.append(error_click(predicted, target, draw_for(number)))
-        logits = segmenter.segment(clicks)
-        predicted = logits > 0
-        seconds += perf_counter() - begin
-        yield RolloutStep(tuple(clicks), logits, seconds)

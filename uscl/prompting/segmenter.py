@@ -35,10 +35,12 @@ class SamMed3DSegmenter:
 
     Args:
         model: the backbone, with or without LoRA.
+        accumulate: show the model all clicks so far at every step; else the newest alone.
     """
 
-    def __init__(self, model: SamMed3D) -> None:
+    def __init__(self, model: SamMed3D, accumulate: bool = True) -> None:
         self.model = model
+        self.accumulate = accumulate
         self._embedding: Tensor | None = None
         self._clicks: list[Click] = []
         self._low: Tensor | None = None
@@ -62,7 +64,7 @@ class SamMed3DSegmenter:
         if list(clicks[:known]) != self._clicks or len(clicks) == known:
             known, self._low = 0, None
         for count in range(known + 1, len(clicks) + 1):
-            points = as_points(clicks[:count], self._embedding.device)
+            points = as_points(clicks[0 if self.accumulate else count - 1 : count], self._embedding.device)
             if self._low is None:
                 self._low = blank_mask_prompt(self.model, 1, self._embedding)
             self._low = self.model.decode(self._embedding, points, self._low)[0]

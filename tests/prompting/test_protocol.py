@@ -1,0 +1,123 @@
+"""The evaluation protocol: who clicks where, what is shown, what counts."""
+
+import pytest
+import torch
+
+from uscl.backbone import build_sam_med3d
+from uscl.errors import InputError
+from uscl.prompting import Click, ClickProtocol, SamMed3DSegmenter, evaluation_rollout
+from uscl.seeds import seeded_draw
+
+
+class Scripted:
+    """Answers with prepared masks, whatever is clicked."""
+
+    def __init__(self, answers):
+        self.answers, self.shown = answers, []
+
+    def set_image(self, image):
+        self.shown = []
+
+    def segment(self, clicks):
+        self.shown.append(list(clicks))
+        return self.answers[len(self.shown) - 1]
+
+
+@pytest.fixture
+def target() -> torch.Tensor:
+    mask = torch.zeros(12, 12, 12, dtype=torch.bool)
+    mask[3:9, 3:9, 3:9] = True
+    return mask
+
+
+def as_logits(mask: torch.Tensor, height: float = 5.0) -> torch.Tensor:
+    return torch.where(mask, height, -height)
+
+
+def roll(answers, target, count, protocol=ClickProtocol(), **options):
+    segmenter = Scripted(answers)
+    draw = lambda number: seeded_draw("protocol", number)  # noqa: E731
+    image = torch.zeros(1, 1, *target.shape)
+    return segmenter, list(evaluation_rollout(segmenter, image, target, count, draw, protocol, **options))
+
+
+def test_the_value_at_n_clicks_or_the_best_so_far(target):
+    worse = target.clone()
+    worse[3:6] = False
+    answers = [as_logits(worse), as_logits(target), as_logits(worse)]
+    _, plain = roll(answers, target, 3)
+    assert [torch.equal(step.logits, answer) for step, answer in zip(plain, answers, strict=True)] == [True] * 3
+    _, best = roll(answers, target, 3, ClickProtocol(best_so_far=True))
+    assert torch.equal(best[0].logits, answers[0])
+    assert torch.equal(best[1].logits, answers[1])
+    assert torch.equal(best[2].logits, answers[1]), "the third is worse, so the second counts"
+    # Clicks go on from what the model gave, not from the best.
+    assert [step.clicks for step in best] == [step.clicks for step in plain]
+    assert [step.number for step in best] == [1, 2, 3]
+
+
+def test_errors_are_sought_above_the_threshold_and_scored_above_zero(target):
+    """Logits of 0.3 are a mask for the score; a user of the older script does not see them."""
+    answers = [as_logits(target, 0.3)] * 2
+    _, steps = roll(answers, target, 2, ClickProtocol(threshold=0.5))
+    assert steps[1].clicks[1].foreground
+    assert target[steps[1].clicks[1].index]
+    outside = torch.zeros_like(target)
+    outside[0] = True
+    _, steps = roll([as_logits(target | outside, 0.3)] * 2, target, 2)
+    assert steps[1].clicks[1].index[0] == 0, "above 0 the spilled slab is the error"
+    assert not steps[1].clicks[1].foreground
+
+
+def test_deepest_clicks_come_first(target):
+    empty = [as_logits(torch.zeros_like(target))] * 6
+    middle = []
+    for seed in range(20):
+        draw = lambda number, s=seed: seeded_draw(s, number)  # noqa: E731
+        image = torch.zeros(1, 1, 12, 12, 12)
+        steps = list(evaluation_rollout(Scripted(empty), image, target, 4, draw, ClickProtocol(deepest_clicks=2)))
+        middle.append([all(4 <= i <= 7 for i in click.index) for click in steps[-1].clicks])
+    assert all(first and second for first, second, *_ in middle)
+    assert not all(third and fourth for *_, third, fourth in middle)
+    with pytest.raises(InputError, match="deepest_clicks"):
+        ClickProtocol(deepest_clicks=-1)
+
+
+def test_a_click_that_placed_the_patch_comes_first(target):
+    segmenter, steps = roll([as_logits(target)] * 2, target, 2, first=Click((4, 5, 6)))
+    assert segmenter.shown[0] == [Click((4, 5, 6))]
+    assert len(steps[1].clicks) == 2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_click_on_every_slice(target, axis):
+    target = target.clone()
+    target[:, :, 8:] = False
+    segmenter, steps = roll([as_logits(torch.zeros_like(target))] * 2, target, 2, slice_axis=axis)
+    holding = target.movedim(axis, 0).flatten(1).any(1).nonzero()[:, 0].tolist()
+    assert [click.index[axis] for click in segmenter.shown[0]] == holding
+    assert [click.index[axis] for click in segmenter.shown[1]] == holding * 2
+    assert all(target[click.index] and click.foreground for click in steps[1].clicks)
+    assert [step.number for step in steps] == [1, 2]
+
+
+@torch.no_grad()
+def test_showing_the_newest_click_alone_is_another_thing():
+    model = build_sam_med3d("tiny").eval()
+    image = torch.randn(1, 1, 64, 64, 64)
+    clicks = [Click((10, 20, 30)), Click((40, 50, 6), False), Click((33, 3, 3))]
+    shown = []
+    original = model.decode
+    model.decode = lambda embedding, points, mask: shown.append(points[0].shape[1]) or original(embedding, points, mask)
+    answers = []
+    for accumulate in (True, False):
+        segmenter = SamMed3DSegmenter(model, accumulate)
+        segmenter.set_image(image)
+        answers.append(segmenter.segment(clicks))
+        at_once = answers[-1]
+        segmenter.set_image(image)
+        for count in (1, 2, 3):
+            stepwise = segmenter.segment(clicks[:count])
+        assert torch.equal(at_once, stepwise)
+    assert shown == [1, 2, 3, 1, 2, 3, 1, 1, 1, 1, 1, 1]
+    assert not torch.equal(*answers)

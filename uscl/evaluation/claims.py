@@ -1,0 +1,140 @@
+"""What the paper claims of its ablations, each as a paired difference between runs, with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isnan
+from statistics import median
+
+from uscl.evaluation import paper
+from uscl.evaluation.ablation import Ablation
+from uscl.evaluation.cost import Cost
+from uscl.evaluation.report import Figure, ReportTable
+from uscl.evaluation.runs import BASELINE, Setting
+from uscl.evaluation.statistics import Estimate, signed_rank
+
+_LEAST_SEEDS = 3
+"""Trainings that a verdict takes."""
+_ALIKE = 0.1
+"""Share by which two costs must differ to be told apart."""
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """That one setting scores higher than another.
+
+    Attributes:
+        text: in words.
+        ours: the setting said to be better; None if nothing of the kind was run.
+        theirs: the other.
+        told: the paper's difference in points.
+        where: data sets; empty for the one that was tuned on.
+    """
+
+    text: str
+    ours: Setting | None
+    theirs: Setting | None
+    told: float | None
+    where: tuple[str, ...] = ()
+
+
+def verdict(difference: Estimate | None) -> str:
+    """What a paired difference, None if a side was not run, says of the claim that it is above 0."""
+    if difference is None or not difference.n:
+        return "not run"
+    if difference.seeds < _LEAST_SEEDS or isnan(difference.low):
+        return f"no verdict from {difference.seeds} seed" + "s" * (difference.seeds > 1)
+    if difference.low > 0:
+        return "holds here"
+    return "does not hold here" if difference.high < 0 else "undecided: the interval includes 0"
+
+
+def p_text(p: float) -> str:
+    """A p for a table."""
+    if isnan(p):
+        return ""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def claims_table(ablation: Ablation) -> ReportTable:
+    """The paper's claims, what became of them here, and a verdict on each."""
+    lines: list[tuple[str | Figure, ...]] = []
+    for claim in [*_on_modules(ablation), *_on_ranks(ablation), *_on_methods(ablation)]:
+        found = ablation.gain(claim.ours, claim.theirs, claim.where)
+        p = p_text(signed_rank(ablation.pairs(claim.ours, claim.theirs, claim.where)))
+        lines.append((claim.text, Figure(found, claim.told, difference=True), p, verdict(found)))
+    told = {"time per step": paper.HOURS, "memory": paper.GIGABYTES}
+    # Memory of a process on a CPU holds its libraries too, which would hide what differs.
+    measures: dict[str, Callable[[Cost], float | None]] = {
+        "time per step": lambda cost: cost.seconds_per_step, "memory": lambda cost: cost.peak_device_bytes,
+    }  # fmt: skip
+    lines += [_on_cost(ablation, what, measures[what], told[what]) for what in told]
+    note = (
+        f"Differences in points of Dice at {ablation.at}, paired by object and seed [95 % bootstrap interval over "
+        "patients and seeds], not corrected for the number of claims; p of Wilcoxon's signed-rank test over patients. "
+        "A verdict rests on the interval, and takes at least three trainings."
+    )
+    return ReportTable("claims", "The paper's claims", ("claim", "difference", "p", "verdict"), tuple(lines), note)
+
+
+def _on_modules(ablation: Ablation) -> list[_Claim]:
+    told, both = paper.MODULES, ablation.main
+    first, plain = replace(both, vcl=True), replace(both, vcl=False)
+    claims = [_Claim("VCL helps (with - without)", first, plain, told["both", True] - told["both", False])]
+    for part in ("encoder", "decoder"):
+        alone = replace(both, modules=part)
+        claims.append(_Claim(f"tuning both beats the {part} alone", both, alone, told["both", True] - told[part, True]))
+    return claims
+
+
+def _on_ranks(ablation: Ablation) -> list[_Claim]:
+    claims, both = [], ablation.main
+    for rank in sorted({rank for rank, _ in paper.RANKS} - {both.rank}):
+        told = paper.RANKS[both.rank, "both"] - paper.RANKS[rank, "both"] if both.rank == paper.RANK else None
+        claims.append(_Claim(f"rank {both.rank} beats rank {rank}", both, replace(both, rank=rank), told))
+    return claims
+
+
+def _on_methods(ablation: Ablation) -> list[_Claim]:
+    both, full, adapter = ablation.main, ablation.whole("FullTuning"), ablation.whole("AdaptFormer")
+    on_scans = [paper.data_set_key(name) for name in ablation.scans]
+
+    def told(ours: str, theirs: str, keys: list[str]) -> float:
+        return sum(paper.METHODS[ours][key] - paper.METHODS[theirs][key] for key in keys) / len(keys)
+
+    us = ["ultrasound"]
+    claims = [
+        _Claim("LoRA gains over the baseline", both, Setting(BASELINE), told("LoRA", BASELINE, us)),
+        _Claim("full tuning gains more than LoRA", full, both, told("FullTuning", "LoRA", us)),
+        _Claim("LoRA beats AdaptFormer", both, adapter, told("LoRA", "AdaptFormer", us)),
+    ]
+    if on_scans:
+        claims += [
+            _Claim("on CT and MR LoRA keeps what full tuning forgets", both, full,
+                   told("LoRA", "FullTuning", on_scans), ablation.scans),
+            _Claim("on CT and MR LoRA keeps what AdaptFormer forgets", both, adapter,
+                   told("LoRA", "AdaptFormer", on_scans), ablation.scans),
+            _Claim("on CT and MR LoRA loses to the baseline", Setting(BASELINE), both,
+                   told(BASELINE, "LoRA", on_scans), ablation.scans),
+        ]  # fmt: skip
+    return claims
+
+
+def _on_cost(
+    ablation: Ablation, what: str, measure: Callable[[Cost], float | None], told: dict[str, float]
+) -> tuple[str, str, str, str]:
+    claimed = told["FullTuning"] / told["LoRA"]
+    text = f"full tuning takes {claimed:.1f} times LoRA's {what}"
+    settings = (ablation.main, ablation.whole("FullTuning"))
+    if not all(ablation.costs(setting) for setting in settings):
+        return text, "not run", "", "not run"
+    ours, theirs = ([m for cost in ablation.costs(s) if (m := measure(cost)) is not None] for s in settings)
+    if not ours or not theirs:
+        return text, "not told", "", "no verdict: benchmarks/tuning.py measures it on any machine"
+    ratio = median(theirs) / median(ours)
+    if ratio >= claimed:
+        said = "holds here"
+    else:
+        said = "more than LoRA's, less than told" if ratio > 1 + _ALIKE else "does not hold here"
+    return text, f"{ratio:.2f} times", "", said

@@ -1,0 +1,196 @@
+"""The paper's Tables 1 and 2: methods at several numbers of clicks, by class and by data set; the same as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isinf, isnan
+from pathlib import Path
+from statistics import fmean
+
+from uscl.evaluation import paper
+from uscl.evaluation.ablation import Ablation, described
+from uscl.evaluation.claims import p_text
+from uscl.evaluation.report import Figure, ReportTable
+from uscl.evaluation.rows import ResultRow
+from uscl.evaluation.runs import BASELINE, Setting, mean_points, samples
+from uscl.evaluation.statistics import Sample, estimate, signed_rank
+
+_EVERY_CLASS = "mean over classes"
+_NOTE = (
+    "Dice in % [95 % bootstrap interval over patients and seeds] of the mask after as many clicks, not of the best so "
+    "far. SAM-Med3D is the untouched backbone. SAM, MobileSAM, TinySAM and SAM-Med2D take their clicks on EVERY slice "
+    "that holds the object, and are told which these are: the mean number of points in the volume stands beside their "
+    "figures. Patches are placed by the label unless a run says otherwise. The paper's figures are of other data."
+)
+
+
+def methods_of(ablation: Ablation) -> dict[str, Setting | None]:
+    """The paper's names first, those that were not run as None, then the other tuning methods."""
+    names: dict[str, Setting | None] = dict.fromkeys(dict.fromkeys([*paper.BY_DATA_SET, *paper.BY_CLASS]))
+    ran = {run.setting for run in ablation.runs}
+    names |= {name: Setting(name) for name in names if Setting(name) in ran}
+    names |= {"SAM-Med3D": Setting(BASELINE), "USCL-Med3D": ablation.main}
+    for method in ("FullTuning", "AdaptFormer"):
+        if setting := ablation.whole(method):
+            names[described(setting)] = setting
+    known = {setting for setting in names.values() if setting}
+    return names | {s.method: s for s in sorted(ran - known) if s == Setting(s.method)}
+
+
+def table1(ablation: Ablation) -> ReportTable:
+    """Every class of what was tuned on, by method and number of clicks."""
+    rows = [row for run in ablation.runs for row in run.rows.get(ablation.tuned_on, [])]
+    others = sorted({row.class_name for row in rows} - {*paper.CLASSES})
+    columns = (*paper.CLASSES, *others, _EVERY_CLASS)
+
+    def own(method: str, column: str, place: int) -> float | None:
+        told = paper.BY_CLASS.get(method, {})
+        if column == _EVERY_CLASS and told:
+            return sum(figures[place] for figures in told.values()) / len(told)
+        return told[column][place] if column in told else None
+
+    def chosen(setting: Setting, column: str, clicks: int) -> list[Sample]:
+        found = samples(ablation.runs, setting, ablation.tuned_on, clicks)
+        return [sample for sample in found if column in (_EVERY_CLASS, sample.class_name)]
+
+    def points(setting: Setting, column: str, clicks: int) -> float:
+        name = None if column == _EVERY_CLASS else column
+        return mean_points(ablation.runs, setting, ablation.tuned_on, clicks, name)
+
+    shown = {name: setting for name, setting in methods_of(ablation).items() if setting or name in paper.BY_CLASS}
+    title = f"Table 1: classes of {ablation.tuned_on} by method and number of clicks"
+    lines = _lines(ablation, shown, columns, chosen, own, points)
+    return ReportTable("table1", title, ("method", "clicks", *columns), lines, _NOTE)
+
+
+def table2(ablation: Ablation) -> ReportTable:
+    """CT and MR by method and number of clicks, means over classes."""
+    columns = ablation.scans or ("AMOS", "TotalSegmentator", "BraTS")
+
+    def own(method: str, column: str, place: int) -> float | None:
+        told = paper.BY_DATA_SET.get(method, {}).get(paper.data_set_key(column))
+        return told[place] if told else None
+
+    def chosen(setting: Setting, column: str, clicks: int) -> list[Sample]:
+        return samples(ablation.runs, setting, column, clicks)
+
+    def points(setting: Setting, column: str, clicks: int) -> float:
+        return mean_points(ablation.runs, setting, column, clicks, None)
+
+    shown = {name: setting for name, setting in methods_of(ablation).items() if setting or name in paper.BY_DATA_SET}
+    title = "Table 2: CT and MR by method and number of clicks"
+    lines = _lines(ablation, shown, columns, chosen, own, points)
+    return ReportTable("table2", title, ("method", "clicks", *columns), lines, _NOTE)
+
+
+def _lines(
+    ablation: Ablation,
+    methods: dict[str, Setting | None],
+    columns: Sequence[str],
+    chosen: Callable[[Setting, str, int], list[Sample]],
+    told: Callable[[str, str, int], float | None],
+    points: Callable[[Setting, str, int], float],
+) -> tuple[tuple[str | Figure, ...], ...]:
+    scored = {row.clicks for run in ablation.runs for rows in run.rows.values() for row in rows}
+    missing = {run.setting: run.missing for run in ablation.runs if run.missing}
+    lines: list[tuple[str | Figure, ...]] = []
+    for name, setting in methods.items():
+        absent = missing.get(setting, "not run") if setting else "not run"
+        for clicks in sorted(scored | {*paper.POINTS}):
+            figures = []
+            for place, column in enumerate(columns):
+                own = told(name, column, paper.POINTS.index(clicks)) if clicks in paper.POINTS else None
+                found = chosen(setting, column, clicks) if setting else []
+                taken = points(setting, column, clicks) if setting and found else clicks
+                # The whole reason, which may be a long address, once a line.
+                reason = absent if place == 0 else absent.partition(":")[0]
+                figures.append(Figure(estimate(found) if found else None, own, absent=reason,
+                                      points=None if taken == clicks else taken))  # fmt: skip
+            if any(figure.here or figure.paper is not None for figure in figures):
+                lines.append((name, str(clicks), *figures))
+    return tuple(lines)
+
+
+def differences_table(ablation: Ablation) -> ReportTable:
+    """Ours minus every other method that was run, on the same objects with the same first click."""
+    lines: list[tuple[str | Figure, ...]] = []
+    for name, setting in methods_of(ablation).items():
+        for data_set in (ablation.tuned_on, *ablation.scans) if setting and setting != ablation.main else ():
+            pairs = ablation.pairs(ablation.main, setting, (data_set,))
+            if pairs:
+                found = estimate(pairs)
+                shown = Figure(found, difference=True)
+                lines.append((name, data_set, str(shown), p_text(signed_rank(pairs)), str(found.n),
+                              str(found.patients), str(max(found.seeds, 1))))  # fmt: skip
+    title = f"{described(ablation.main)} minus the others at {ablation.at}"
+    note = (
+        "Points of Dice, paired by object and seed, mean over classes [95 % bootstrap interval over patients and "
+        "seeds]; p of Wilcoxon's signed-rank test over patients. Not corrected for their number."
+    )
+    head = ("minus", "data set", "difference", "p", "objects", "patients", "trainings")
+    return ReportTable("differences", title, head, tuple(lines), note)
+
+
+def reach_table(ablation: Ablation, goals: Sequence[float] = (0.8, 0.9)) -> ReportTable:
+    """How many clicks it takes to reach a Dice (NoC); an object that never gets there counts with the most scored."""
+    lines: list[tuple[str | Figure, ...]] = []
+    for name, setting in methods_of(ablation).items():
+        for data_set in (ablation.tuned_on, *ablation.scans):
+            rows = [row for run in ablation.runs if run.setting == setting for row in run.rows.get(data_set, [])]
+            tries = _by_object(ablation, setting, data_set) if rows and setting else []
+            cells = []
+            for goal in goals:
+                firsts = [next((n for n, dice in some if dice >= goal), None) for some in tries]
+                most = max((some[-1][0] for some in tries), default=0)
+                never = sum(first is None for first in firsts)
+                cells += [f"{fmean(most if first is None else first for first in firsts):.1f}" if firsts else "",
+                          f"{never} of {len(firsts)}"]  # fmt: skip
+            if tries:
+                lines.append((name, data_set, *cells))
+    scored = sorted({row.clicks for run in ablation.runs for rows in run.rows.values() for row in rows})
+    head = [text for goal in goals for text in (f"clicks to Dice {goal:g}", "never")]
+    note = (
+        f"Scored at {', '.join(map(str, scored))} clicks, of which the first that reaches the goal counts: set "
+        "model.test_clicks to every number for exact counts. Objects that never reach it count with the last."
+    )
+    title = "Clicks to reach a Dice"
+    return ReportTable("reach", title, ("method", "data set", *head), tuple(lines), note)
+
+
+def _by_object(ablation: Ablation, setting: Setting, data_set: str) -> list[list[tuple[int, float]]]:
+    """Dice by number of clicks, in their order, for every object and seed."""
+    found: dict[tuple[int | None, str, str], list[tuple[int, float]]] = {}
+    for run in ablation.runs:
+        for row in run.rows.get(data_set, []) if run.setting == setting else ():
+            if not isnan(row.dice):
+                found.setdefault((run.seed, row.case, row.class_name), []).append((row.clicks, row.dice))
+    return [sorted(some) for some in found.values()]
+
+
+def failures_table(ablation: Ablation, count: int = 10) -> ReportTable:
+    """The objects that came out worst with ours, means over seeds."""
+    setting = ablation.main if any(run.setting == ablation.main for run in ablation.runs) else Setting(BASELINE)
+    found: dict[tuple[str, str, str], list[ResultRow]] = {}
+    for run in ablation.runs:
+        for data_set in (ablation.tuned_on, *ablation.scans) if run.setting == setting else ():
+            for row in run.rows.get(data_set, []):
+                if row.clicks == ablation.clicks and not isnan(row.dice):
+                    found.setdefault((data_set, row.case, row.class_name), []).append(row)
+    worst = sorted(found.items(), key=lambda item: (fmean(row.dice for row in item[1]), item[0]))[:count]
+    lines: list[tuple[str | Figure, ...]] = []
+    for (data_set, case, class_name), rows in worst:
+        hd95, volume = fmean(row.hd95 for row in rows), fmean(row.volume_error for row in rows)
+        lines.append((case, class_name, data_set, f"{100 * fmean(row.dice for row in rows):.1f}",
+                      "missed" if isinf(hd95) else f"{hd95:.1f}",
+                      "not measured" if isnan(volume) else f"{100 * volume:+.0f} %"))  # fmt: skip
+    title = f"The {len(lines)} worst of {len(found)} objects at {ablation.at}, {described(setting)}"
+    head = ("case", "class", "data set", "Dice", "HD95, mm", "volume error")
+    return ReportTable("failures", title, head, tuple(lines), "Means over seeds. Pictures of the worst objects of each "
+                       "test lie in its folder, pictures/worst.png.")  # fmt: skip
+
+
+def worst_picture(ablation: Ablation) -> Path | None:
+    """The picture of the worst objects that a test of ours left on what was tuned on, if one did."""
+    folders = [run.tests[ablation.tuned_on] for run in ablation.runs
+               if run.setting == ablation.main and ablation.tuned_on in run.tests]  # fmt: skip
+    return next((file for folder in folders if (file := folder / "pictures" / "worst.png").is_file()), None)

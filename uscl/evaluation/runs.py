@@ -1,0 +1,230 @@
+"""Run folders as results: how a model was tuned, with which seed, what it scored on which data set, what it cost."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uscl.errors import InputError
+from uscl.evaluation.cost import Cost, read_cost
+from uscl.evaluation.rows import ResultRow, read_rows
+from uscl.evaluation.statistics import Sample, samples_of
+
+log = logging.getLogger(__name__)
+BASELINE = "Baseline"
+_NOT_FOUND = "weights not found"
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """How a model was tuned, in the terms of the paper's tables.
+
+    Attributes:
+        method: class of the tuning method, :data:`BASELINE`, or the name of a comparator.
+        modules: ``encoder``, ``decoder`` or ``both``; empty for the baseline.
+        rank: of LoRA; 0 for other methods.
+        vcl: whether the encoder's LoRA began with stage 1.
+    """
+
+    method: str
+    modules: str = ""
+    rank: int = 0
+    vcl: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with its tests, or tests of an untouched backbone.
+
+    Attributes:
+        folder: of the run.
+        setting: how it was tuned.
+        seed: of the training; None for the baseline.
+        rows: by data set.
+        weights: what the trunk's weights were.
+        cost: what the training cost, where it was measured.
+        missing: where a comparator's weights were not found, which.
+        tests: folder of the test on each data set.
+        others: settings besides those that tables tell apart, as text: of model, data and trainer, and of the method.
+    """
+
+    folder: Path
+    setting: Setting
+    seed: int | None
+    rows: dict[str, list[ResultRow]]
+    weights: str
+    cost: Cost | None
+    missing: str = ""
+    tests: dict[str, Path] = field(default_factory=dict, repr=False)
+    others: tuple[str, str] = field(repr=False, default=("", ""))
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """All finished runs below some folders that tuned a backbone for segmentation or tested an untouched one.
+
+    A test of an adapter, run by itself, is found too, if the run that left the adapter is where it was. Runs that did
+    not finish, or that left no rows, are told and left out.
+
+    Raises:
+        InputError: a path is no folder, nothing usable lies below, or two runs with the same settings and seed have
+            rows of the same data set.
+    """
+    found: list[Run] = []
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder; give run folders, or folders with runs in them")
+        for record in sorted(path.rglob("run.json")):
+            if record.parent.parent.name == "tests" and (record.parents[2] / "run.json").is_file():
+                continue  # read with the training that it follows
+            run = _read_run(record.parent)
+            if run is not None and run.folder not in {other.folder for other in found}:
+                found.append(run)
+    if not any(run.rows for run in found):
+        raise InputError(f"{', '.join(map(str, paths))}: no finished run with rows; run `uscl test`, or `uscl "
+                         "fit` with --test_with")  # fmt: skip
+    _check(found)
+    return found
+
+
+def data_sets(runs: Sequence[Run]) -> list[str]:
+    """The data sets that runs were tested on, CT and MR last."""
+    names = dict.fromkeys(name for run in runs for name in run.rows)
+    return sorted(names, key=lambda name: (is_scan(name), name))
+
+
+def is_scan(data_set: str) -> bool:
+    """Whether a data set is one of the paper's CT and MR sets."""
+    return data_set.lower().startswith(("amos", "totalsegmentator", "brats"))
+
+
+def samples(runs: Iterable[Run], setting: Setting, data_set: str, clicks: int) -> list[Sample]:
+    """The Dice of all objects of a data set, over all seeds of a setting."""
+    return [sample for run in runs if run.setting == setting
+            for sample in samples_of(run.rows.get(data_set, []), clicks, run.seed)]  # fmt: skip
+
+
+def mean_points(runs: Iterable[Run], setting: Setting, data_set: str, clicks: int, class_name: str | None) -> float:
+    """Mean number of clicks in a whole volume behind a figure; NaN if there is none. 2D methods take many."""
+    found = [row.points for run in runs if run.setting == setting for row in run.rows.get(data_set, [])
+             if row.clicks == clicks and class_name in (None, row.class_name)]  # fmt: skip
+    return sum(found) / len(found) if found else nan
+
+
+def _read_run(folder: Path) -> Run | None:
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        model = config["model"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        log.warning("%s: holds no record that can be read; left out", folder)
+        return None
+    if not str(model["class_path"]).endswith(("LoRASegModule", "ComparatorModule")):
+        return None
+    if str(record.get("status")).startswith(_NOT_FOUND) and record.get("method"):
+        return Run(folder, Setting(record["method"]), None, {}, "", None, record["status"])
+    if record.get("status") != "finished":
+        log.warning("%s: is not finished (%s); left out", folder, record.get("status"))
+        return None
+    try:
+        if (folder / "rows.csv").is_file():
+            return _read_test(folder, model, record.get("started", ""))
+        files = sorted((folder / "tests").glob("*/rows.csv"))
+        if files:
+            return _run(folder, folder, config, files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        log.warning("%s: cannot be used (%r); left out", folder, error)
+        return None
+    log.warning("%s: has not been tested (--test_with); left out", folder)
+    return None
+
+
+def _read_test(folder: Path, model: dict[str, Any], started: str) -> Run | None:
+    adapter = model["init_args"].get("adapter")
+    if not adapter:
+        # Without a name of its own it is the untouched backbone.
+        named = str(model["class_path"]).endswith("ComparatorModule") or model["init_args"].get("method")
+        run = _run(folder, None, {}, [folder / "rows.csv"])
+        method = next((row.method for rows in run.rows.values() for row in rows), BASELINE)
+        return replace(run, setting=Setting(method)) if named else run
+    training = Path(adapter).expanduser().parent
+    try:
+        record = json.loads((training / "run.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load((training / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        log.warning("%s: tests %s, but the run that left it is not there; left out", folder, adapter)
+        return None
+    if record.get("started", "") > started:
+        log.warning("%s: tests what %s held before it was overwritten; left out", folder, training)
+        return None
+    return _run(folder, training, config, [folder / "rows.csv"])
+
+
+def _run(folder: Path, training: Path | None, config: dict[str, Any], files: Sequence[Path]) -> Run:
+    rows: dict[str, list[ResultRow]] = {}
+    tests: dict[str, Path] = {}
+    for file in files:
+        for row in read_rows(file):
+            rows.setdefault(row.data_set, []).append(row)
+            tests[row.data_set] = file.parent
+    weights = next((row.weights for some in rows.values() for row in some), "")
+    if training is None:
+        return Run(folder, Setting(BASELINE), None, rows, weights, None, tests=tests)
+    options = config["model"]["init_args"]
+    return Run(
+        folder,
+        _setting(options),
+        config["seed_everything"],
+        rows,
+        weights,
+        read_cost(training),
+        tests=tests,
+        others=_others(config),
+    )
+
+
+def _setting(options: dict[str, Any]) -> Setting:
+    tuning = options["tuning"]
+    method, chosen = tuning["class_path"].rsplit(".", 1)[-1], tuning["init_args"]
+    rank = chosen["rank"] if method == "LoRA" else 0
+    return Setting(method, chosen["modules"], rank, bool(options.get("vcl_adapter")))
+
+
+def _others(config: dict[str, Any]) -> tuple[str, str]:
+    """What must be the same in runs that are averaged: all but what tables and seeds tell apart, and where it lies."""
+    model, data = dict(config["model"]["init_args"]), dict(config["data"]["init_args"])
+    tuning = dict((model.pop("tuning") or {}).get("init_args") or {})
+    for name in ("modules", "rank"):
+        tuning.pop(name, None)
+    for name in ("vcl_adapter", "adapter", "seed", "method"):
+        model.pop(name, None)
+    data.pop("seed", None)
+    trainer = {name: config["trainer"].get(name) for name in ("max_epochs", "max_steps", "precision", "devices")}
+    return json.dumps([model, data, trainer], sort_keys=True, default=str), json.dumps(tuning, sort_keys=True)
+
+
+def _check(runs: Sequence[Run]) -> None:
+    seen: dict[tuple[Setting, int | None, str], Path] = {}
+    for run in runs:
+        for name in run.rows:
+            key = (run.setting, run.seed, name)
+            if key in seen:
+                raise InputError(f"{run.folder}: has settings, seed and data set ({name}) of {seen[key]}; give one of "
+                                 "them")  # fmt: skip
+            seen[key] = run.folder
+    for setting in {run.setting for run in runs}:
+        own = [run for run in runs if run.setting == setting]
+        if len({run.others for run in own}) > 1:
+            raise InputError(f"{own[0].folder} and {own[-1].folder}: tune in the same way, but differ in data, clicks, "
+                             "optimiser or length; report on them apart")  # fmt: skip
+    if len({run.others[0] for run in runs if run.seed is not None}) > 1:
+        log.warning("The trainings differ in data, clicks, optimiser or length besides what the tables tell apart")
+    ours = [run for run in runs if run.seed is not None or run.setting == Setting(BASELINE)]
+    for text in sorted({run.weights for run in ours})[1:]:
+        log.warning("Some runs stand on other weights (%s): their differences are not of tuning alone", text)
