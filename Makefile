@@ -7,7 +7,7 @@ MINI := runs/mini-study
 DATA := --data.root $(DEMO)/data --data.study.patients 6 --data.study.sweeps_per_patient 2
 FAST := --trainer.enable_model_summary false
 
-.PHONY: help install demo pretrain reproduce-mini test test-minimum lint clean
+.PHONY: help install demo pretrain reproduce-mini ablation tables test test-minimum lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -58,7 +58,52 @@ reproduce-mini: .venv/installed ## what stages 1 and 2 do for the embedded backb
 	$(BIN)/python benchmarks/compare.py "LoRA from random weights=$(MINI)/test-random/rows.csv" \
 	  "embedded, untouched=$(MINI)/test-untouched/rows.csv" "embedded, VCL and LoRA=$(MINI)/test/rows.csv" --out $(MINI)/table.md
 
-test: .venv/installed ## lint, types and all tests (under 8 minutes on two cores)
+ABLATION := runs/ablation
+SMALL := --config experiments/ablation/testing.yaml
+JOBS ?= 2
+
+ablation: .venv/installed ## Tables 3, 4 and 5 in small, three seeds; an hour and a half on two cores; interrupted, it goes on
+	$(BIN)/uscl simulate ultrasound --out $(ABLATION)/data --patients 20 --workers 2
+	for name in eval_us eval_amos eval_totalsegmentator eval_brats; do \
+	  test -f $(ABLATION)/untouched/$$name/rows.csv || \
+	  $(BIN)/uscl test --config experiments/$$name.yaml $(SMALL) \
+	    $$(test $$name = eval_us && echo --config experiments/ablation/testing_us.yaml) \
+	    --trainer.default_root_dir $(ABLATION)/untouched/$$name --overwrite || exit; \
+	done
+	for name in stage1 both methods parts ranks_seeds ranks; do \
+	  $(BIN)/uscl sweep experiments/ablation/$$name.yaml --out $(ABLATION)/$$name --jobs $(JOBS) || exit; \
+	done
+	$(BIN)/uscl report $(ABLATION) --out $(ABLATION)/report
+
+TABLES := runs/tables
+EVALUATIONS := eval_us eval_amos eval_totalsegmentator eval_brats
+# A run that has finished is not run again.
+once = grep -qs '"status": "finished"' $(1)/run.json ||
+TRAIN := --config experiments/ablation/training.yaml --trainer.max_epochs 5 --overwrite
+
+tables: .venv/installed ## Tables 1 and 2 in small, every method of the paper; 25 minutes on two cores; interrupted, it goes on
+	$(BIN)/uscl simulate ultrasound --out $(ABLATION)/data --patients 20 --workers 2
+	$(call once,$(TABLES)/vcl) $(BIN)/uscl fit --config experiments/vcl.yaml $(TRAIN) \
+	  --trainer.default_root_dir $(TABLES)/vcl --model.lora.rank 32
+	$(call once,$(TABLES)/lora) $(BIN)/uscl fit --config experiments/lora.yaml $(TRAIN) \
+	  --trainer.default_root_dir $(TABLES)/lora --model.tuning.rank 32 --model.clicks.count 5 \
+	  --model.vcl_adapter $(TABLES)/vcl/adapter.safetensors \
+	  --test_with "[experiments/eval_us.yaml --config experiments/ablation/testing_us.yaml, experiments/eval_amos.yaml, \
+	    experiments/eval_totalsegmentator.yaml, experiments/eval_brats.yaml]"
+	$(call once,$(TABLES)/distill) $(BIN)/uscl fit --config experiments/distill.yaml --overwrite \
+	  --trainer.default_root_dir $(TABLES)/distill
+	for name in $(EVALUATIONS); do for method in untouched fastsam3d sam mobilesam tinysam sam_med2d; do \
+	  out=$(TABLES)/$$method/$$name; grep -qs '"status": "finished"' $$out/run.json && continue; \
+	  set -- --config experiments/$$name.yaml; \
+	  test $$name != eval_us || set -- "$$@" --config experiments/ablation/testing_us.yaml; \
+	  test $$method = untouched || set -- "$$@" --config experiments/comparators/$$method.yaml; \
+	  test $$method != fastsam3d || set -- "$$@" --model.weights $(TABLES)/distill/weights.safetensors; \
+	  $(BIN)/uscl test "$$@" --trainer.default_root_dir $$out --overwrite || \
+	    grep -qs '"status": "weights not found' $$out/run.json || exit; \
+	done; done
+	$(BIN)/uscl report $(TABLES) --out $(TABLES)/report --tables 1,2
+
+test: .venv/installed ## lint, types and all tests (about 9 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -92,10 +92,10 @@ def evaluate(group: Group, case: Case, segmenter: SamMed3DSegmenter) -> Iterator
         steps = evaluation_rollout(segmenter, torch.from_numpy(image)[None, None], here[name], max(CLICKS),
                                    partial(seeded_draw, "click", *key))  # fmt: skip
         for step in steps:
-            if len(step.clicks) in CLICKS:
+            if step.number in CLICKS:
                 predicted = step.logits > 0
                 dice = 2 * int((predicted & here[name]).sum()) / (int(predicted.sum()) + int(mask.sum()))
-                row[f"dice_{len(step.clicks)}"] = round(dice, 4)
+                row[f"dice_{step.number}"] = round(dice, 4)
         row["moved"] = _follows(segmenter, here, name, key)
         yield row
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
-from typing import get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import uscl
 from uscl.errors import InputError
@@ -26,7 +26,10 @@ _VERBS = {
 _TOOLS = {
     "segment": "segment one object of one image: uscl segment IMAGE --points 'i,j,k,label' --out MASK.nii.gz",
     "prepare": "check a download and write a compact store: uscl prepare amos --root DOWNLOAD --out DIR",
+    "pseudo-label": "masks for a whole sweep from key frames: uscl pseudo-label SWEEP --key-frames DIR --out DIR",
     "sweep": "run the cells of a W&B sweep file here: uscl sweep experiments/sweeps/lora_rank.yaml --out DIR",
+    "comparators": "what is published of the 2D methods, and whether files are that: uscl comparators selftest",
+    "report": "the paper's tables from run folders: uscl report runs/ablation --out runs/ablation/report",
     "simulate": "write a phantom study: uscl simulate ultrasound --out DIR",
 }
 
@@ -77,13 +80,18 @@ def _run_tool(name: str, args: list[str]) -> None:
     from docstring_parser import parse
     from jsonargparse import ActionYesNo, ArgumentParser
 
-    function: Callable[..., None] = getattr(import_module(f"uscl.commands.{name}"), name)
+    module = name.replace("-", "_")
+    function: Callable[..., None] = getattr(import_module(f"uscl.commands.{module}"), module)
     text = parse(function.__doc__ or "")
     told = {parameter.arg_name: parameter.description for parameter in text.params}
     parameters = signature(function).parameters
     first, switches = next(iter(parameters)), [key for key, value in parameters.items() if value.default is False]
     parser = ArgumentParser(prog=f"uscl {name}", description=text.short_description)
-    parser.add_argument(first, type=get_type_hints(function)[first], help=told[first])
+    kind = get_type_hints(function)[first]
+    if get_origin(kind) is list:
+        parser.add_argument(first, type=get_args(kind)[0], nargs="+", help=told[first])
+    else:
+        parser.add_argument(first, type=kind, help=told[first])
     parser.add_function_arguments(function, as_positional=False, skip={first, *switches})
     for switch in switches:
         parser.add_argument(f"--{switch}", action=ActionYesNo, default=False, help=told[switch])

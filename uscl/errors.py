@@ -1,4 +1,4 @@
-"""The one exception for input that a user can put right."""
+"""The exceptions for what a user can put right."""
 
 
 class InputError(ValueError):
@@ -8,3 +8,15 @@ class InputError(ValueError):
     line prints it as it stands and exits with status 2; anything else that is raised is a defect of ours and keeps
     its traceback.
     """
+
+
+class WeightsNotFoundError(InputError):
+    """Trained weights that a method needs are not there.
+
+    Attributes:
+        reference: the file, or ``hf://owner/repo/file``.
+    """
+
+    def __init__(self, reference: str, message: str) -> None:
+        super().__init__(message)
+        self.reference = reference

@@ -20,27 +20,29 @@ from lightning.pytorch.utilities import rank_zero_info
 import uscl
 
 # Imported so that their short names work in YAML and on the command line.
+from uscl.comparators.module import ComparatorModule
 from uscl.data import VolumeDataModule
 from uscl.data.datasets import write_splits
 from uscl.data.mask_writer import MaskWriter
-from uscl.errors import InputError
+from uscl.errors import InputError, WeightsNotFoundError
+from uscl.evaluation.cost import CostMeter
 from uscl.evaluation.scoring import Scoring
+from uscl.follow_up import parse_experiments, run_tests
 from uscl.phantom import PhantomDataModule, PhantomScansDataModule
 from uscl.phantom.pretraining import PretrainDataModule
-from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
-from uscl.stages import AdapterExport, LoRASegModule, PretrainModule, VCLPretrainModule, WeightsExport
+from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder, reopen_run_folder
+from uscl.stages import AdapterExport, DistillModule, LoRASegModule, PretrainModule, VCLPretrainModule, WeightsExport
 
 __all__ = [
-    "LoRASegModule", "PhantomDataModule", "PhantomScansDataModule", "PretrainDataModule", "PretrainModule", "UsclCLI",
-    "VCLPretrainModule", "VolumeDataModule", "run",
+    "ComparatorModule", "DistillModule", "LoRASegModule", "PhantomDataModule", "PhantomScansDataModule",
+    "PretrainDataModule", "PretrainModule", "UsclCLI", "VCLPretrainModule", "VolumeDataModule", "run",
 ]  # fmt: skip
 
 
 def _quieten() -> None:
     """Silences what libraries say to their own developers, and advertising."""
-    # Lightning 2.6 asks torch 2.13 in a way that torch deprecates; MONAI 1.6 does the same to itself.
+    # Lightning 2.6 asks torch 2.13 in a way that torch deprecates.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*get_mask_edges:always_return_as_numpy.*", category=FutureWarning)
     # A resumed run writes to a folder of its own.
     warnings.filterwarnings("ignore", message="The dirpath has changed from.*")
     # A data set without a validation side.
@@ -72,46 +74,92 @@ class RunRecord(SaveConfigCallback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Notes that the run came to its end."""
         if trainer.is_global_zero and not trainer.interrupted:
-            end_record(Path(trainer.default_root_dir), "finished")
+            # Killed before its tests have been run, it must not count as finished.
+            end_record(Path(trainer.default_root_dir), "testing" if self.config.get("test_with") else "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Notes what ended the run."""
         if trainer.is_global_zero:
-            end_record(Path(trainer.default_root_dir), f"failed: {type(exception).__name__}")
+            folder = Path(trainer.default_root_dir)
+            if isinstance(exception, WeightsNotFoundError):  # a report says so in the method's line
+                status, method = f"weights not found: {exception.reference}", str(getattr(pl_module, "method", ""))
+                end_record(folder, status, method=method)
+            else:
+                end_record(folder, f"failed: {type(exception).__name__}")
 
 
 class UsclCLI(LightningCLI):
     """LightningCLI that gives every run a folder of its own: ``trainer.default_root_dir``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--overwrite``."""
+        """Adds ``--overwrite``, ``--resume`` and ``--test_with``."""
         parser.add_argument(
             "--overwrite",
             action=ActionYesNo,
             default=False,
             help="Replace the run in trainer.default_root_dir. Without it a folder in use gets a number: runs/vcl-2.",
         )
+        parser.add_argument(
+            "--resume",
+            action=ActionYesNo,
+            default=False,
+            help="Go on with the killed `uscl test` in trainer.default_root_dir: what it scored is not scored again. A "
+            "training is resumed with --ckpt_path.",
+        )
+        parser.add_argument(
+            "--test_with",
+            type=list[str],
+            default=[],
+            help="Experiments to test what `uscl fit` leaves on, each into RUN/tests/NAME: files, with further options "
+            "of `uscl test` after them where needed.",
+        )
 
     def before_instantiate_classes(self) -> None:
         """Claims the run folder, once the checkpoint to go on from can be read."""
         config = self.config[self.subcommand]
+        if config.test_with and self.subcommand != "fit":
+            raise InputError("--test_with: only `uscl fit` leaves something to test; use `uscl test --config ...`")
+        parse_experiments(config.test_with)  # before hours of training
         if config.get("ckpt_path"):
             _check_readable(config.ckpt_path)
         wanted = config.trainer.default_root_dir or f"runs/{self.subcommand}"
         if config.trainer.fast_dev_run:
             return
+        if config.resume:
+            self._resume(config, wanted)
+            return
         folder = claim_run_folder(wanted, config.overwrite)
         if folder != Path(wanted).expanduser():
             rank_zero_info(f"{wanted} holds an earlier run; this one goes to {folder} (--overwrite would replace it)")
         config.trainer.default_root_dir = str(folder)
+        for logger in _as_list(config.trainer.logger):
+            if _class_of(logger) == "WandbLogger" and logger.init_args.get("save_dir") in (None, "."):
+                logger.init_args.save_dir = str(folder)
         if self.subcommand == "test":
             config.verbose = False  # Scoring prints the table
+
+    def _resume(self, config: Any, wanted: str) -> None:
+        if self.subcommand != "test" or config.overwrite:
+            raise InputError("--resume: goes with `uscl test` alone, and not with --overwrite; a training is resumed "
+                             "with --ckpt_path")  # fmt: skip
+        now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        reopen_run_folder(wanted, now)
+        config.verbose = False
+
+    def after_fit(self) -> None:
+        """Runs the tests of ``--test_with``; the run is finished when they are."""
+        config = self.config[self.subcommand]
+        if config.test_with and self.trainer.is_global_zero and not config.trainer.fast_dev_run:
+            run_tests(Path(config.trainer.default_root_dir), config.test_with, config.model.init_args.weights,
+                      config.trainer.accelerator, self.trainer.loggers)  # fmt: skip
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that make a run leave something behind, and a CSV logger where none is chosen."""
         config = self.config[self.subcommand].trainer
         folder = config.default_root_dir
-        callbacks: list[Callback] = [AdapterExport(), WeightsExport(), Scoring(), MaskWriter()]
+        callbacks: list[Callback] = [CostMeter(), AdapterExport(), WeightsExport(), MaskWriter()]
+        if not any(_class_of(given) == "Scoring" for given in _as_list(config.callbacks)):
+            callbacks.append(Scoring())
         if not config.fast_dev_run:
             if config.enable_checkpointing is not False:
                 # Every epoch: by default epochs without validation are not saved.
@@ -122,6 +170,14 @@ class UsclCLI(LightningCLI):
                 kwargs["logger"] = CSVLogger(folder, name="", version="")
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+def _as_list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [] if given in (None, True, False) else [given]
+
+
+def _class_of(given: Any) -> str:
+    return str(given.get("class_path", "")).rsplit(".", 1)[-1]
 
 
 def _check_readable(checkpoint: str) -> None:

@@ -8,10 +8,13 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 import uscl
 from uscl.errors import InputError
@@ -20,11 +23,11 @@ RECORD = "run.json"
 # What a run leaves behind; --overwrite removes these and nothing else.
 _FILES = (
     RECORD, "config.yaml", "splits.csv", "adapter.safetensors", "weights.safetensors", "rows.csv", "table.md",
-    "metrics.csv", "hparams.yaml",
+    "metrics.csv", "hparams.yaml", "cost.json",
 )  # fmt: skip
-_FOLDERS = ("checkpoints", "pictures", "masks")
+_FOLDERS = ("checkpoints", "pictures", "masks", "tests", "wandb")
 # Set for the processes that Lightning starts, so that all ranks write to one folder.
-_SHARED = "USCL_RUN_FOLDER"
+SHARED = "USCL_RUN_FOLDER"
 
 
 def claim_run_folder(wanted: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -36,8 +39,8 @@ def claim_run_folder(wanted: str | os.PathLike[str], overwrite: bool) -> Path:
     Raises:
         InputError: ``overwrite`` is given for a folder that holds something else than a run.
     """
-    if _SHARED in os.environ:
-        return Path(os.environ[_SHARED])
+    if SHARED in os.environ:
+        return Path(os.environ[SHARED])
     folder = Path(wanted).expanduser()
     if _in_use(folder):
         if overwrite:
@@ -48,8 +51,45 @@ def claim_run_folder(wanted: str | os.PathLike[str], overwrite: bool) -> Path:
                 number += 1
             folder = folder.with_name(f"{folder.name}-{number}")
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ[_SHARED] = str(folder)
+    os.environ[SHARED] = str(folder)
     return folder
+
+
+def reopen_run_folder(wanted: str | os.PathLike[str], config: dict[str, Any]) -> Path:
+    """Takes the folder of a run that did not come to its end, to go on with it.
+
+    Args:
+        wanted: the folder.
+        config: the resolved configuration; must be what the run began with.
+
+    Raises:
+        InputError: there is no such run, it came to its end, or it was another.
+    """
+    if SHARED in os.environ:
+        return Path(os.environ[SHARED])
+    folder = Path(wanted).expanduser()
+    try:
+        status = json.loads((folder / RECORD).read_text(encoding="utf-8"))["status"]
+        began = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"--resume: {folder} holds no run to go on with; leave --resume out to begin one") from error
+    if status == "finished":
+        raise InputError(f"--resume: the run in {folder} has finished; its results stand there")
+    differing = sorted(_differences(began, config))
+    if differing:
+        raise InputError(f"--resume: the run in {folder} began with another {differing[0]}; resume with the settings "
+                         "it began with, or begin anew with --overwrite")  # fmt: skip
+    os.environ[SHARED] = str(folder)
+    return folder
+
+
+def _differences(began: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(began, dict) and isinstance(now, dict):
+        for key in began.keys() | now.keys():
+            if name or key not in ("resume", "overwrite", "verbose"):
+                yield from _differences(began.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif began != now:
+        yield name
 
 
 def release_run_folder(abandon: bool = False) -> None:
@@ -58,7 +98,7 @@ def release_run_folder(abandon: bool = False) -> None:
     Args:
         abandon: the run could not begin; if it left nothing but its record, that and the folder are removed.
     """
-    folder = os.environ.pop(_SHARED, None)
+    folder = os.environ.pop(SHARED, None)
     if abandon and folder is not None and {path.name for path in Path(folder).glob("*")} <= {RECORD, "config.yaml"}:
         shutil.rmtree(folder)
 
@@ -79,11 +119,11 @@ def begin_record(folder: Path, seed: Any) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def end_record(folder: Path, status: str) -> None:
-    """Notes when and how the run ended."""
+def end_record(folder: Path, status: str, **more: str) -> None:
+    """Notes when and how the run ended, and what else there is to tell."""
     file = folder / RECORD
     if file.is_file():
-        record = json.loads(file.read_text(encoding="utf-8")) | {"ended": _now(), "status": status}
+        record = json.loads(file.read_text(encoding="utf-8")) | {"ended": _now(), "status": status, **more}
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -96,6 +136,8 @@ def _remove_run(folder: Path) -> None:
         raise InputError(
             f"{folder}: --overwrite removes earlier runs, but this holds no {RECORD}; choose another folder"
         )
+    for file in folder.glob("rows.partial-*.csv"):
+        file.unlink()
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     for name in _FOLDERS:
@@ -127,4 +169,4 @@ def _accelerator() -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -7,10 +7,20 @@ run was interrupted.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 
 Draw = Callable[[int], int]
 """Draws an integer from [0, n), e.g. which of n wrong voxels is clicked."""
+
+
+def run_seed(seed: int | None) -> int:
+    """A seed that was given, or else the run's: ``seed_everything``, which Lightning leaves in ``PL_GLOBAL_SEED``; 0.
+
+    Seeds that are null follow the run, so that a sweep over ``seed_everything`` changes all that is drawn in training:
+    initial values, patches and clicks.
+    """
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
 
 
 def derive_seed(*parts: int | str) -> int:

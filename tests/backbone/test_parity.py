@@ -34,8 +34,9 @@ def decoder_arrays(load_parity) -> dict:
     return load_parity("sam_med3d/tiny_prompt_decoder.npz")
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE)
+def close(found: torch.Tensor, wanted: torch.Tensor, passes: int = 1) -> None:
+    """A mask that is fed back carries its rounding, which differs between processors, through every pass."""
+    torch.testing.assert_close(found, wanted, rtol=0, atol=passes * TOLERANCE)
 
 
 def prompts(arrays: dict, name: str):
@@ -114,7 +115,7 @@ def test_eleven_training_clicks_and_their_gradients(tiny, encoder_arrays, load_p
         shown = slice(0, click + 1) if tag == "multi" else slice(click, click + 1)
         given = None if arrays[f"{tag}/points_is_none"][click] else (points[:, shown], labels[:, shown])
         low = tiny.decode(embedding, given, low)[0]
-        close(low.detach(), arrays[f"{tag}/low_res"][click])
+        close(low.detach(), arrays[f"{tag}/low_res"][click], passes=click + 1)
         losses.append(loss_of(upsample(low, 64), target))
     sum(losses).backward()
     found = torch.stack(losses).detach().double()

@@ -1,13 +1,16 @@
 """Every YAML under experiments/ through the command line, on small data and the tiny backbone."""
 
 import csv
+import dataclasses
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from uscl.backbone import VARIANTS, build_sam_med3d, save_weights
 from uscl.cli import main
 from uscl.evaluation import read_rows
 
@@ -15,7 +18,10 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
 PRETRAIN = EXPERIMENTS / "pretrain.yaml"
 SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}
-CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "sweeps")
+DISTILL = EXPERIMENTS / "distill.yaml"
+OVERLAYS = {folder: sorted((EXPERIMENTS / folder).glob("*.yaml")) for folder in ("comparators", "protocols")}
+CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml")
+                 if path.parent.name not in ("sweeps", "ablation", *OVERLAYS))  # fmt: skip
 
 
 def small(config: Path, study: Path, folder: Path) -> list[str]:
@@ -55,7 +61,7 @@ def runs(study, tmp_path_factory):
 
 
 def test_every_experiment_is_known_here():
-    assert {config.stem for config in CONFIGS} == {*VERBS, *SCANS, PRETRAIN.stem}, (
+    assert {config.stem for config in CONFIGS} == {*VERBS, *SCANS, PRETRAIN.stem, DISTILL.stem}, (
         "a new experiment needs its run in this file"
     )
 
@@ -77,6 +83,128 @@ def test_pretraining_leaves_weights_that_the_other_stages_take(study, tmp_path):
     args[args.index("--model.weights") + 1] = str(weights)
     assert main([*args, "--model.test_clicks", "[1]", "--data.classes", "[liver]"]) == 0
     assert {row.weights[:26] for row in read_rows(tmp_path / "eval_us/rows.csv")} == {"weights.safetensors sha256"}
+
+
+def test_a_distilled_student_is_a_backbone_like_any_other(study, tmp_path):
+    fast = json.dumps({**dataclasses.asdict(VARIANTS["tiny"]), "depth": 2, "global_attention_blocks": [],
+                       "attention_free_blocks": 1, "residual_after_norm": True})  # fmt: skip
+    save_weights(build_sam_med3d("tiny"), tmp_path / "teacher.safetensors")
+    args = [
+        "fit", "--config", str(DISTILL), "--model.backbone", fast, "--model.teacher", "tiny", "--model.teacher_weights",
+        str(tmp_path / "teacher.safetensors"), "--data.root", str(tmp_path / "anatomies"),
+        "--data.torsos", "1", "--data.heads", "1", "--data.preprocessing.patch_size", "64",
+        "--data.preprocessing.spacing", "[3, 3, 3]", "--data.patches_per_epoch", "4", "--data.val_patches", "2",
+        "--data.workers", "0", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(tmp_path / "distill"),
+    ]  # fmt: skip
+    assert main(args) == 0
+    header = (tmp_path / "distill/metrics.csv").read_text().splitlines()[0]
+    assert all(name in header for name in ("train/mse", "val/mse"))
+    args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
+    args[3:3] = ["--config", str(EXPERIMENTS / "comparators" / "fastsam3d.yaml")]
+    args[args.index("--model.backbone") + 1] = fast
+    args[args.index("--model.weights") + 1] = str(tmp_path / "distill/weights.safetensors")
+    assert main([*args, "--model.test_clicks", "[1]", "--data.classes", "[liver]"]) == 0
+    assert {row.method for row in read_rows(tmp_path / "eval_us/rows.csv")} == {"FastSAM3D"}
+
+
+@pytest.mark.parametrize("overlay", [path for path in OVERLAYS["comparators"] if path.stem != "fastsam3d"],
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_comparators_without_their_weights(study, tmp_path, overlay, capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("USCL_WEIGHTS", str(tmp_path))
+    args = comparator_run(study, tmp_path, overlay)
+    assert main(args) == 2
+    assert "weights not found: hf://" in capsys.readouterr().err
+    record = json.loads((tmp_path / "eval_us/run.json").read_text())
+    assert record["status"].startswith("weights not found: hf://")
+    assert not (tmp_path / "eval_us/rows.csv").exists()
+
+
+def comparator_run(study: Path, folder: Path, overlay: Path) -> list[str]:
+    args = small(EXPERIMENTS / "eval_us.yaml", study, folder)
+    args[3:3] = ["--config", str(overlay)]
+    for option in ("--model.backbone", "--model.weights"):
+        del args[args.index(option) : args.index(option) + 2]
+    return args
+
+
+def test_a_2d_method_meets_the_objects_that_ours_meets(runs, study, tmp_path):
+    pytest.importorskip("transformers")
+    from small_sam import SmallSam
+
+    weights = tmp_path / "sam.safetensors"
+    save_weights(SmallSam().build().sam, weights)
+    args = comparator_run(study, tmp_path, EXPERIMENTS / "comparators" / "sam.yaml")
+    args += ["--model.comparator", "small_sam.SmallSam", "--model.comparator.weights", str(weights)]
+    assert main([*args, "--model.test_clicks", "[1, 3]"]) == 0
+    theirs, ours = (read_rows(folder / "eval_us/rows.csv") for folder in (tmp_path, runs))
+    assert {row.method for row in theirs} == {"SAM"}
+    assert [(r.case, r.class_name, r.clicks) for r in theirs] == [(r.case, r.class_name, r.clicks) for r in ours]
+    assert all(row.points == row.clicks for row in ours)
+    slices = {(row.case, row.class_name): row.points for row in theirs if row.clicks == 1}
+    assert max(slices.values()) > 5
+    assert all(row.points == row.clicks * slices[row.case, row.class_name] for row in theirs)
+
+
+def test_protocols_and_what_they_change(runs, study, tmp_path):
+    """The default spelt out changes no digit; the older script and the patch around the first click do."""
+    found = {}
+    for overlay in OVERLAYS["protocols"]:
+        args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path / overlay.stem)
+        args[3:3] = ["--config", str(overlay)]
+        args += ["--model.adapter", str(runs / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"]
+        assert main(args) == 0
+        found[overlay.stem] = read_rows(tmp_path / overlay.stem / "eval_us/rows.csv")
+    digits = {name: [(r.case, r.class_name, r.clicks, r.dice, r.hd95) for r in rows] for name, rows in found.items()}
+    ours = [(r.case, r.class_name, r.clicks, r.dice, r.hd95) for r in read_rows(runs / "eval_us/rows.csv")]
+    assert digits["sam_med3d_infer"] == ours
+    assert digits["sam_med3d_paper"] != ours
+    assert digits["first_click"] != ours
+    best = {(r.case, r.class_name, r.clicks): r.dice for r in found["sam_med3d_paper"]}
+    assert all(best[case, name, 3] >= best[case, name, 1] - 0.05 for case, name, _ in best), "the best of more masks"
+
+
+def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monkeypatch, capsys):
+    from uscl.evaluation import scoring
+
+    whole = read_rows(runs / "eval_us/rows.csv")
+    objects = len(whole) // 2
+    args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
+    args += ["--model.adapter", str(runs / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"]
+    scored, score = [], scoring.score
+
+    def killed(*given):
+        if len(scored) == 5:  # in the third object, between its two scores
+            raise RuntimeError("killed")
+        scored.append(given)
+        return score(*given)
+
+    monkeypatch.setattr(scoring, "score", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        main(args)
+    folder = tmp_path / "eval_us"
+    partial = folder / "rows.partial-0.csv"
+    assert len(partial.read_text().splitlines()) == 4
+    with partial.open("a") as stream:
+        stream.write("phantom-ultrasound,a line that was cut")
+    monkeypatch.setattr(scoring, "score", lambda *given: scored.append(given) or score(*given))
+    assert main([*args, "--resume", "--data.classes", "[liver]"]) == 2
+    assert "began with another data.init_args.classes" in capsys.readouterr().err
+    scored.clear()
+    assert main([*args, "--resume"]) == 0
+    assert len(scored) == 2 * (objects - 2), "the two that were done are not done again"
+    assert [replace(row, seconds=0) for row in read_rows(folder / "rows.csv")] == [
+        replace(row, seconds=0) for row in whole
+    ]
+    assert not partial.exists()
+    assert main([*args, "--resume"]) == 2
+    assert "has finished" in capsys.readouterr().err
+    args[args.index("--trainer.default_root_dir") + 1] = str(tmp_path / "nothing")
+    assert main([*args, "--resume"]) == 2
+    assert "holds no run to go on with" in capsys.readouterr().err
+    assert main([*small(EXPERIMENTS / "vcl.yaml", study, tmp_path), "--resume"]) == 2
+    assert "resumed with --ckpt_path" in capsys.readouterr().err
 
 
 def test_every_run_leaves_its_record(runs):
@@ -112,7 +240,7 @@ def test_rows_table_and_pictures(runs):
     objects = {(row.case, row.class_name) for row in rows}
     assert len(rows) == 2 * len(objects) > 0
     pictures = {path.stem.replace("_", " ") for path in (runs / "eval_us/pictures").glob("*.png")}
-    assert pictures == {row.class_name for row in rows}
+    assert pictures == {row.class_name for row in rows} | {"worst"}
     assert "| USCL-Med3D |" in (runs / "eval_us/table.md").read_text()
 
 

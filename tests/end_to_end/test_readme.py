@@ -35,15 +35,16 @@ def test_command_parses(command, monkeypatch, capsys):
         assert left.value.code == 0
         return
     called = {}
-    module = cli.import_module(f"uscl.commands.{args[0]}")
-    original = getattr(module, args[0])
+    name = args[0].replace("-", "_")
+    module = cli.import_module(f"uscl.commands.{name}")
+    original = getattr(module, name)
 
     def stand_in(**options):
         called.update(options)
 
     stand_in.__doc__, stand_in.__annotations__ = original.__doc__, get_type_hints(original)
     stand_in.__signature__ = cli.signature(original)
-    monkeypatch.setattr(module, args[0], stand_in)
+    monkeypatch.setattr(module, name, stand_in)
     assert cli.main(args) == 0
     assert called
 

@@ -3,18 +3,21 @@
 import copy
 import csv
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from uscl.cli import main
-from uscl.commands.sweep import cell_command, cell_name, read_sweep_file
+from uscl.commands.sweep_file import cell_command, cell_name, read_sweep_file
 from uscl.errors import InputError
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-FILES = sorted((EXPERIMENTS / "sweeps").glob("*.yaml"))
+FILES = [file for folder in ("sweeps", "ablation") for file in sorted((EXPERIMENTS / folder).glob("*.yaml"))
+         if "parameters:" in file.read_text()]  # fmt: skip
 
 
 def small_sweep(study: Path, path: Path, ranks: list[int]) -> Path:
@@ -61,12 +64,84 @@ def test_cells_are_run_once_and_failures_are_told(study, tmp_path, capsys):
     assert set(second) == {"1", "2"}
     assert (run / "metrics.csv").stat().st_mtime_ns == before
     assert second["2"]["val/dice"] == first["2"]["val/dice"]
-    assert float(second["2"]["seconds"]) == 0 < float(second["1"]["seconds"])
+    assert second["2"]["seconds"] == first["2"]["seconds"]
+    assert float(second["1"]["seconds"]) > 0.1
+    assert first["0"]["seconds"] == "nan", "it never began"
     # Another command would mix cells that cannot be compared.
     content = yaml.safe_load(file.read_text())
     content["command"].insert(-1, "--trainer.max_epochs=2")
     file.write_text(yaml.safe_dump(content))
     assert main(["sweep", str(file), "--out", str(out)]) == 2
+    assert "another command" in capsys.readouterr().err
+
+
+def test_cells_that_run_together_share_cores_and_gpus(monkeypatch):
+    import threading
+
+    from uscl.commands import sweep as command
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    monkeypatch.setattr(command.os, "cpu_count", lambda: 8)
+    together, seen = threading.Barrier(4, timeout=20), []
+
+    def cell(place) -> None:
+        together.wait()
+        seen.append((place["CUDA_VISIBLE_DEVICES"], place["OMP_NUM_THREADS"]))
+
+    assert sorted(command._run_here({str(number): cell for number in range(8)}, 4)) == list("01234567")
+    assert sorted(seen) == [("2", "2")] * 4 + [("5", "2")] * 4
+    seen.clear()
+    assert list(command._run_here({"a": seen.append}, 1)) == ["a"]
+    assert seen == [{}], "one at a time has everything"
+
+
+def test_a_cell_that_runs_elsewhere_is_waited_for(tmp_path):
+    """Even if the call that started it was killed: the program itself holds the lock."""
+    from uscl.commands.sweep import run_cell
+
+    (tmp_path / "logs").mkdir()
+    cell = """
+import json, sys, time
+from pathlib import Path
+run = Path(sys.argv[1])
+run.mkdir(exist_ok=True)
+with open(run / "times", "a") as stream:
+    stream.write("x")
+print("said", flush=True)
+time.sleep(3)
+(run / "run.json").write_text(json.dumps({"status": "finished"}))
+"""
+    command = [sys.executable, "-c", cell, str(tmp_path / "a")]
+    caller = "from pathlib import Path; from uscl.commands.sweep import run_cell; "
+    caller += f"run_cell(Path({str(tmp_path)!r}), 'a', {command!r})"
+    with subprocess.Popen([sys.executable, "-c", caller]) as first:
+        until = time.monotonic() + 60
+        while not (tmp_path / "a" / "times").is_file() and time.monotonic() < until:
+            time.sleep(0.05)
+        first.kill()
+    run_cell(tmp_path, "a", command)
+    assert json.loads((tmp_path / "a" / "run.json").read_text()) == {"status": "finished"}
+    assert (tmp_path / "a" / "times").read_text() == "x"
+    assert (tmp_path / "logs" / "a.log").read_text() == "said\n"
+
+
+def test_nothing_else_is_taken_for_a_sweep(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "base.yaml").write_text("seed_everything: 0")
+    content = {"command": ["uscl", "fit", "--config", "base.yaml", "${args}"], "method": "grid",
+               "parameters": {"nothing": {"values": [1]}}}  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert main(["sweep", "s.yaml", "--out", "photos"]) == 2
+    assert "something else than a sweep" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+    assert main(["sweep", "s.yaml", "--out", "out"]) == 2
+    assert "1 of 1 cells failed" in capsys.readouterr().err
+    (tmp_path / "base.yaml").write_text("seed_everything: 1")
+    assert main(["sweep", "s.yaml", "--out", "out"]) == 2
+    assert "other contents of its YAML files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -77,22 +152,21 @@ def test_sweep_files_mean_the_same_to_wandb_and_to_our_command_line(file, tmp_pa
     monkeypatch.chdir(EXPERIMENTS.parent)
     asked = read_sweep_file(file)
     assert len({cell_name(cell) for cell in asked.cells}) == len(asked.cells) >= 6
-    assert asked.metric == "val/dice"
-    assert asked.maximise
-    seen = set()
-    for cell in (asked.cells[0], asked.cells[len(asked.cells) // 2], asked.cells[-1]):
+    assert (asked.metric, asked.maximise) in (("val/dice", True), ("train/loss", False))
+    commands = []
+    for cell in asked.cells:
         theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in cell.items()}})["args"]
         ours = cell_command(asked.command, cell, tmp_path)
         expanded = create_sweep_command(copy.copy(list(asked.command)))
         assert expanded[:3] == ["${env}", "uscl", "fit"]
         assert ours == [sys.executable, "-m", "uscl", *asked.command[2:-1], *theirs,
                         f"--trainer.default_root_dir={tmp_path}", "--overwrite"]  # fmt: skip
-        with pytest.raises(SystemExit) as ended:
-            main([*ours[3:], "--print_config"])
-        assert not ended.value.code
-        config = yaml.safe_load(capsys.readouterr().out)
-        seen.add(yaml.safe_dump([config["model"]["init_args"]["tuning"], config["seed_everything"]]))
-    assert len(seen) == 3
+        commands.append(ours[3:])
+    with pytest.raises(SystemExit) as ended:
+        main([*commands[-1], "--print_config"])
+    assert not ended.value.code
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["seed_everything"] == asked.cells[-1]["seed_everything"]
 
 
 def test_random_cells_are_the_same_every_time_and_can_be_continued(tmp_path):
@@ -122,6 +196,20 @@ def test_random_cells_are_the_same_every_time_and_can_be_continued(tmp_path):
         ({"method": "random"}, "needs run_cap"),
         ({"method": "random", "run_cap": 1, "parameters": {"a": {"min": 2, "max": 1}}}, "cannot draw"),
         ({"command": ["uscl", "fit"]}, r"lacks \$\{args\}"),
+        ({"command": "uscl fit ${args}"}, "command must be a list"),
+        ({"metric": "val/dice"}, "metric have name and goal"),
+        ({"parameters": {"a": 3}}, "parameter a: expected value, values"),
+        ({"parameters": {"a": {"values": 3}}}, "values must be a list"),
+        ({"parameters": {"a": {"values": []}}}, "values must be a list"),
+        ({"parameters": {"a": {"parameters": {"b": {"value": 1}}}}}, "write it flat"),
+        (
+            {
+                "method": "random",
+                "run_cap": 1,
+                "parameters": {"a": {"min": 0.1, "max": 0.9, "distribution": "int_uniform"}},
+            },
+            "cannot draw",
+        ),
     ],
 )
 def test_files_that_cannot_be_run_here(tmp_path, changed, message):
@@ -129,6 +217,18 @@ def test_files_that_cannot_be_run_here(tmp_path, changed, message):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content | changed))
     with pytest.raises(InputError, match=message):
         read_sweep_file(tmp_path / "s.yaml")
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "s.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(InputError, match="not readable as YAML in UTF-8"):
+        read_sweep_file(tmp_path / "s.yaml")
+
+
+def test_a_cell_that_is_asked_for_twice_is_run_once(tmp_path):
+    content = {"command": ["uscl", "fit", "${args}"], "method": "grid", "parameters": {"a": {"values": [1, 1, 2]}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert [cell["a"] for cell in read_sweep_file(tmp_path / "s.yaml").cells] == [1, 2]
 
 
 def test_commands_of_something_else_are_not_run(tmp_path):

@@ -11,7 +11,7 @@ def make_data(study):
     def make(centre: str = "label_box", **options) -> VolumeDataModule:
         sampling = PatchSampling(centre=centre, minimum_foreground=1)
         preprocessing = Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64)
-        options = {"patches_per_epoch": 4, "classes": None if centre == "volume" else ["liver"], **options}
+        options = {"patches_per_epoch": 4, "seed": 0, "classes": None if centre == "volume" else ["liver"], **options}
         return VolumeDataModule(str(study), preprocessing, sampling, **options)
 
     return make

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -60,3 +62,32 @@ def test_files_that_are_no_adapters(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
     with pytest.raises(InputError, match="expected 'uscl-adapter-2'; whole checkpoints go to --weights"):
         load_adapter(tmp_path / "plain.safetensors")
+
+
+@pytest.mark.parametrize("change", ["method", "field", "part", "tensor", "shape", "json"])
+def test_descriptions_of_a_later_version_are_named(tmp_path, change):
+    """Neither an unknown method nor a missing tensor may come out as a traceback, or as a model half loaded."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, make_adapter()[0])
+    with safe_open(path, "pt") as stream:
+        names = stream.keys()
+        metadata, tensors = stream.metadata(), {name: stream.get_tensor(name) for name in names}
+    described = json.loads(metadata["adapter"])
+    first = min(tensors)
+    if change == "method":
+        described["tuning"]["encoder"]["method"] = "DoRA"
+    elif change == "field":
+        described["tuning"]["encoder"]["magnitude"] = True
+    elif change == "part":
+        described["colour"] = "blue"
+    elif change == "tensor":
+        del tensors[first]
+    elif change == "shape":
+        tensors[first] = torch.zeros(1, 2)
+    metadata["adapter"] = "{" if change == "json" else json.dumps(described)
+    save_file(tensors, path, metadata)
+    with pytest.raises(InputError, match="cannot be used|lacks 1 tensors|do not fit"):
+        load_adapter(path).apply(load_trunk("tiny", None))

@@ -41,7 +41,10 @@ def loss_of(model: SamMed3D) -> torch.Tensor:
     image = torch.randn(1, 1, 64, 64, 64, generator=generator)
     target = torch.zeros(1, 1, 64, 64, 64)
     target[..., 20:40, 20:40, 20:40] = 1
-    square = lambda logits, wanted: (logits.sigmoid() - wanted).square().mean()  # noqa: E731
+
+    def square(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return (logits.sigmoid() - wanted).square().mean()
+
     return training_rollout(model, image, target, square, TrainingClicks(3), seeded_draw("catalogue", 0))[0]
 
 

@@ -3,53 +3,34 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import itertools
+import fcntl
 import json
 import logging
 import math
-import random
+import os
 import subprocess
-import sys
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from time import perf_counter
+from queue import Queue
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from uscl.commands.slurm import Slurm, run_on_slurm
+from uscl.commands.sweep_file import SweepFile, cell_command, cell_name, command_mark, read_sweep_file
 from uscl.errors import InputError
 from uscl.run_folder import RECORD
-from uscl.seeds import derive_seed
 
 log = logging.getLogger(__name__)
 FINISHED, FAILED = "finished", "failed"
-_KNOWN = {"program", "command", "method", "metric", "parameters", "run_cap", "name", "description", "project", "entity"}
-_MACROS = {"${env}": ["/usr/bin/env"], "${interpreter}": ["python"], "${program}": ["uscl"]}
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep file asks for.
-
-    Attributes:
-        command: with macros.
-        cells: value of every parameter, cell by cell.
-        metric: name of the logged metric that cells are compared by, or None.
-        maximise: whether more of it is better.
-    """
-
-    command: tuple[str, ...]
-    cells: tuple[dict[str, Any], ...]
-    metric: str | None
-    maximise: bool
-
-
-def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False) -> None:
+def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False, slurm: Slurm | None = None) -> None:
     """Runs every cell of a W&B sweep file (grid or random) and writes one table; finished cells are not run again.
 
     Args:
@@ -57,26 +38,26 @@ def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False) -> None:
         out: folder of the sweep: a run folder for every cell, logs, sweep.csv.
         jobs: cells that run at the same time.
         dry_run: only print the commands.
+        slurm: run the cells as jobs of SLURM, e.g. `--slurm.minutes 240 --slurm.partition gpu`; null runs them here.
 
     Raises:
         InputError: the file cannot be used, or a cell failed; all others have been run then.
     """
     asked, folder = read_sweep_file(Path(file)), Path(out).expanduser()
-    commands = [cell_command(asked.command, cell, folder / cell_name(cell)) for cell in asked.cells]
+    commands = {cell_name(cell): cell_command(asked.command, cell, folder / cell_name(cell)) for cell in asked.cells}
     if dry_run:
-        for command in commands:
+        for command in commands.values():
             log.info("%s", " ".join(command))
         return
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, found {jobs}")
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
     _claim(folder, asked)
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_run_cell, folder, cell_name(cell), command): cell_name(cell)
-                   for cell, command in zip(asked.cells, commands, strict=True)}  # fmt: skip
-        told = f"Running {len(waiting)} cells"
-        seconds = {waiting[done]: done.result() for done in track(as_completed(waiting), told, total=len(waiting))}
-    rows = [_row(folder, asked, cell, seconds[cell_name(cell)]) for cell in asked.cells]
+    waiting = {name: partial(run_cell, folder, name, command) for name, command in commands.items()
+               if _record(folder / name).get("status") != FINISHED}  # fmt: skip
+    running = _run_here(waiting, jobs) if slurm is None else run_on_slurm(folder, waiting, slurm, jobs)
+    for _ in track(running, f"Running {len(waiting)} of {len(commands)} cells", total=len(waiting)):
+        pass
+    rows = [_row(folder, asked, cell) for cell in asked.cells]
     _write(folder / "sweep.csv", rows)
     Console().print(_table(Path(file).stem, rows, asked))
     failed = [row for row in rows if row["status"] != FINISHED]
@@ -86,140 +67,105 @@ def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False) -> None:
                          f"{folder / 'logs'}); run again to repeat them alone")  # fmt: skip
 
 
-def read_sweep_file(path: Path) -> Sweep:
-    """Reads what can be run without a server: grid and random searches over flat parameters.
+def _run_here(cells: Mapping[str, Callable[..., None]], jobs: int) -> Iterator[str]:
+    """Runs cells on this machine, each with its share of the cores and of the GPUs, and yields each that has ended."""
+    places: Queue[dict[str, str]] = Queue()
+    devices, cores = _visible_devices() if jobs > 1 else [], (os.cpu_count() or 1) // jobs
+    for place in range(jobs):
+        # Jobs that all take every core, or the first GPU, only wait for each other.
+        own = {"CUDA_VISIBLE_DEVICES": devices[place % len(devices)]} if devices else {}
+        if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+            own["OMP_NUM_THREADS"] = str(max(1, cores))
+        places.put(own)
 
-    Raises:
-        InputError: the file is not there, no YAML, or asks for something else.
+    def run(cell: Callable[..., None]) -> None:
+        place = places.get()
+        try:
+            cell(place)
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        names = {pool.submit(run, cell): name for name, cell in cells.items()}
+        for done in as_completed(names):
+            done.result()
+            yield names[done]
+
+
+def _visible_devices() -> list[str]:
+    """The GPUs that this program may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    if given := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return given.split(",")
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def run_cell(folder: Path, name: str, command: list[str], place: Mapping[str, str] | None = None) -> None:
+    """Runs one cell as a program of its own, its output into ``logs/NAME.log``.
+
+    The cell holds a lock on its log for as long as it lives. Several calls on one folder, on this machine or from the
+    nodes of a cluster, thus share the cells out: who finds a cell running waits for it and does not run it again.
+
+    Args:
+        folder: of the sweep.
+        name: of the cell.
+        command: its program.
+        place: variables of the environment that say where it computes.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such sweep file")
+    # What SLURM says of the job is not meant for the processes that a cell starts itself.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")} | dict(place or {})
+    with (folder / "logs" / f"{name}.log").open("a", encoding="utf-8") as stream:
+        # The program inherits the lock with the log: it outlives a call that is killed.
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if _record(folder / name).get("status") != FINISHED:
+            stream.truncate(0)
+            subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
+
+
+def _claim(folder: Path, asked: SweepFile) -> None:
+    """Takes an empty folder, or one that holds cells of the same command; refuses any other."""
+    mark, told = folder / "sweep.json", command_mark(asked)
+    if not mark.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder}: holds something else than a sweep; choose another --out")
+        (folder / "logs").mkdir(parents=True)
+        mark.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        return
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not readable as YAML ({error})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict) or not content["parameters"]:
-        raise InputError(f"{path}: expected the keys method, parameters, command and metric of a W&B sweep")
-    if unknown := sorted(set(content) - _KNOWN):
-        raise InputError(f"{path}: {', '.join(unknown)} needs W&B's server; leave it out, or use `wandb sweep`")
-    command = content.get("command") or ["${env}", "${program}", "${args}"]
-    if "${args}" not in command:
-        raise InputError(f"{path}: the command lacks ${{args}}, so that no cell would differ from another")
-    if content.get("method") == "grid":
-        cells = _grid(path, content["parameters"])
-    elif content.get("method") == "random":
-        cells = _random(path, content["parameters"], content.get("run_cap"))
-    else:
-        raise InputError(f"{path}: method is {content.get('method')!r}; without a server there are grid and random")
-    metric = content.get("metric") or {}
-    return Sweep(tuple(str(part) for part in command), tuple(cells), metric.get("name"),
-                 metric.get("goal", "minimize") == "maximize")  # fmt: skip
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if found != told:
+        raise InputError(f"{folder}: holds the cells of another command, or of other contents of its YAML files; "
+                         "choose another --out")  # fmt: skip
 
 
-def _grid(path: Path, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    choices = []
-    for name, told in parameters.items():
-        if "values" not in told and "value" not in told:
-            raise InputError(f"{path}: parameter {name}: a grid takes value or values, found {told}")
-        choices.append(list(told.get("values", [told.get("value")])))
-    return [dict(zip(parameters, values, strict=True)) for values in itertools.product(*choices)]
-
-
-def _random(path: Path, parameters: dict[str, Any], count: Any) -> list[dict[str, Any]]:
-    if not isinstance(count, int) or count < 1:
-        raise InputError(f"{path}: a random search without a server needs run_cap, the number of cells")
-    # Cell n is the same in every call, so that a sweep can be taken up and made longer.
-    return [{name: _draw(path, name, told, random.Random(derive_seed("sweep", number, name)))
-             for name, told in parameters.items()} for number in range(count)]  # fmt: skip
-
-
-def _draw(path: Path, name: str, told: dict[str, Any], source: random.Random) -> Any:
-    if "value" in told:
-        return told["value"]
-    if "values" in told:
-        return source.choice(told["values"])
-    low, high = told.get("min"), told.get("max")
-    whole = isinstance(low, int) and isinstance(high, int)
-    kind = told.get("distribution", "int_uniform" if whole else "uniform")
-    if isinstance(low, int | float) and isinstance(high, int | float) and low <= high:
-        if kind == "int_uniform":
-            return source.randint(int(low), int(high))
-        if kind == "uniform":
-            return source.uniform(low, high)
-        if kind == "log_uniform_values" and low > 0:
-            return math.exp(source.uniform(math.log(low), math.log(high)))
-    raise InputError(f"{path}: parameter {name}: cannot draw from {told}; known are value, values, and min and max "
-                     "with distribution uniform, int_uniform or log_uniform_values")  # fmt: skip
-
-
-def cell_name(cell: dict[str, Any]) -> str:
-    """Folder of a cell: its values, short enough to read, and a hash that tells all of them apart."""
-    short = "_".join(f"{name.rsplit('.', 1)[-1]}-{value}" for name, value in cell.items())
-    clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in short)[:60]
-    digest = hashlib.sha256(json.dumps(cell, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    return f"{clean}_{digest}"
-
-
-def cell_command(command: tuple[str, ...], cell: dict[str, Any], folder: Path) -> list[str]:
-    """The command of a cell with its macros filled in, and the folder it is to write to.
-
-    ``${args}`` becomes ``--name=value`` for every parameter, as W&B's agent has it.
-
-    Raises:
-        InputError: a macro is not known.
-    """
-    filled: list[str] = []
-    for part in command:
-        if part == "${args}":
-            filled += [f"--{name}={value}" for name, value in cell.items()]
-        elif part in _MACROS:
-            filled += _MACROS[part]
-        elif part.startswith("${"):
-            raise InputError(f"sweep: the macro {part} is not known here; use ${{args}}")
-        else:
-            filled.append(part)
-    if filled and filled[0] == "/usr/bin/env":
-        filled = filled[1:]
-    if filled[:1] == ["python"]:
-        filled = filled[1:]
-    if filled[:1] != ["uscl"]:
-        raise InputError(f"sweep: the command runs {filled[0] if filled else 'nothing'!r}; expected uscl")
-    return [sys.executable, "-m", *filled, f"--trainer.default_root_dir={folder}", "--overwrite"]
-
-
-def _claim(folder: Path, asked: Sweep) -> None:
-    """Refuses a folder that holds the cells of another command."""
-    mark, told = folder / "sweep.json", {"command": list(asked.command)}
-    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) != told:
-        raise InputError(f"{folder}: holds the cells of another command; choose another --out")
-    mark.write_text(json.dumps(told) + "\n", encoding="utf-8")
-
-
-def _run_cell(folder: Path, name: str, command: list[str]) -> float:
-    """Runs a cell unless it is finished; seconds it took now."""
-    if _status(folder / name) == FINISHED:
-        return 0.0
-    begin = perf_counter()
-    with (folder / "logs" / f"{name}.log").open("w", encoding="utf-8") as stream:
-        subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
-    return perf_counter() - begin
-
-
-def _status(run: Path) -> str:
+def _record(run: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((run / RECORD).read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError):
-        return "missing"
+        return dict(json.loads((run / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
-def _row(folder: Path, asked: Sweep, cell: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _row(folder: Path, asked: SweepFile, cell: dict[str, Any]) -> dict[str, Any]:
     name = cell_name(cell)
-    status = FINISHED if _status(folder / name) == FINISHED else FAILED
-    row = {"cell": name, **cell, "status": status, "seconds": round(seconds, 1)}
+    record = _record(folder / name)
+    status = FINISHED if record.get("status") == FINISHED else FAILED
+    row = {"cell": name, **cell, "status": status, "seconds": _seconds(record)}
     if asked.metric:
         row[asked.metric] = _last_value(folder / name / "metrics.csv", asked.metric)
     row["problem"] = "" if status == FINISHED else _reason(folder / "logs" / f"{name}.log")
     return row
+
+
+def _seconds(record: dict[str, Any]) -> float:
+    """From the start to the end of a run; NaN if it never began or never ended."""
+    try:
+        took = datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])
+    except (KeyError, TypeError, ValueError):
+        return math.nan
+    return took.total_seconds()
 
 
 def _last_value(file: Path, metric: str) -> float:
@@ -248,7 +194,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _table(title: str, rows: list[dict[str, Any]], asked: Sweep) -> Table:
+def _table(title: str, rows: list[dict[str, Any]], asked: SweepFile) -> Table:
     """The cells, best first."""
     metric, sign = asked.metric, -1 if asked.maximise else 1
     if metric is not None:

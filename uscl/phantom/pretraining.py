@@ -27,7 +27,7 @@ from uscl.phantom.canvas import Anatomy
 from uscl.phantom.contrast import render
 from uscl.phantom.layouts.scans import draw_torso
 from uscl.phantom.worlds import HEAD_OBJECTS, TORSO_OBJECTS, World, body_world, members, shape_world
-from uscl.seeds import derive_seed
+from uscl.seeds import derive_seed, run_seed
 
 log = logging.getLogger(__name__)
 IGNORED = -100
@@ -217,7 +217,7 @@ class PretrainDataModule(LightningDataModule):
         root: folder for the anatomies.
         torsos: to train on.
         heads: to train on.
-        seed: of anatomies and stream.
+        seed: of anatomies and stream; null takes ``seed_everything``.
         preprocessing: normalises, and says how large patches are.
         curriculum: what comes when.
         objects: clicked objects per patch.
@@ -233,7 +233,7 @@ class PretrainDataModule(LightningDataModule):
         root: str = "data/phantom/anatomies",
         torsos: int = 160,
         heads: int = 80,
-        seed: int = 0,
+        seed: int | None = None,
         preprocessing: Preprocessing = Preprocessing(),
         curriculum: Curriculum = Curriculum(),
         objects: int = 6,
@@ -250,7 +250,7 @@ class PretrainDataModule(LightningDataModule):
         if len(set(preprocessing.spacing)) != 1:
             raise InputError("data: rendered patches are cubes of cubes; preprocessing.spacing must be the same along "
                              f"every axis, found {list(preprocessing.spacing)}")  # fmt: skip
-        self.root, self.torsos, self.heads, self.seed = root, torsos, heads, seed
+        self.root, self.torsos, self.heads, self.seed = root, torsos, heads, run_seed(seed)
         self.preprocessing, self.curriculum, self.objects = preprocessing, curriculum, objects
         self.batch_size, self.uses, self.patches_per_epoch = batch_size, uses, patches_per_epoch
         self.val_patches, self.workers = val_patches, workers

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from uscl.backbone import save_weights
+from uscl.stages.distill import DistillModule
 from uscl.stages.lora_seg import LoRASegModule
 from uscl.stages.pretrain import PretrainModule
 from uscl.stages.vcl_pretrain import VCLPretrainModule
@@ -30,14 +31,14 @@ class AdapterExport(Callback):
 
 
 class WeightsExport(Callback):
-    """Writes ``weights.safetensors``, the whole backbone in half precision, when pre-training has ended.
+    """Writes ``weights.safetensors``, the whole backbone in half precision, when stage 0 or a distillation has ended.
 
     Where weights are averaged it holds the average. Checkpoints under ``checkpoints/`` can be loaded before the end.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the weights and says where they are."""
-        if _writes(trainer) and isinstance(pl_module, PretrainModule):
+        if _writes(trainer) and isinstance(pl_module, PretrainModule | DistillModule):
             save_weights(pl_module.net, _file(trainer, "weights"))
             _say("Weights", trainer, _file(trainer, "weights"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -14,9 +15,16 @@ from torch import Tensor
 import uscl
 from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, load_trunk
 from uscl.errors import InputError
-from uscl.prompting import Click, SamMed3DSegmenter, TrainingClicks, evaluation_rollout, training_rollout
-from uscl.prompting.rollout import RolloutStep
-from uscl.seeds import seeded_draw
+from uscl.prompting import (
+    Click,
+    ClickProtocol,
+    RolloutStep,
+    SamMed3DSegmenter,
+    TrainingClicks,
+    evaluation_rollout,
+    training_rollout,
+)
+from uscl.seeds import run_seed, seeded_draw
 from uscl.stages.common import (
     announce_trunk,
     check_checkpoint,
@@ -43,16 +51,18 @@ class LoRASegModule(LightningModule):
             for ``mini``; null leaves random weights, which is said.
         adapter: adapter file to test, predict or go on training with; it brings its own tuning method.
         vcl_adapter: adapter file of stage 1, whose encoder LoRA training starts from; goes with LoRA alone. Where
-            ``tuning.modules`` is ``decoder`` that encoder LoRA stays frozen.
+            ``tuning.modules`` is ``decoder`` that encoder LoRA stays frozen. ``{rank}`` and ``{seed}`` in it are filled
+            in, so that every cell of a sweep finds its own; empty is null.
         tuning: what to train: :class:`~uscl.tuning.LoRA`, :class:`~uscl.tuning.AdaptFormer` or
             :class:`~uscl.tuning.FullTuning`; null for the untouched backbone, which can be tested but not trained.
         clicks: how clicks are simulated in training.
         val_clicks: numbers of clicks after which validation looks at Dice.
         test_clicks: numbers of clicks after which a test scores; the paper's are 1, 3, 5 and 10.
+        protocol: where a test's clicks go, what the model is shown of them, and which mask is scored.
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped once per epoch.
         activation_checkpointing: recompute encoder blocks in the backward pass: less memory, more time.
-        seed: of the training clicks.
+        seed: of the training clicks; null takes ``seed_everything``.
         method: name in the result rows; null derives it from the adapter.
     """
 
@@ -66,31 +76,36 @@ class LoRASegModule(LightningModule):
         clicks: TrainingClicks = TrainingClicks(),
         val_clicks: tuple[int, ...] = (1, 5),
         test_clicks: tuple[int, ...] = (1, 3, 5, 10),
+        protocol: ClickProtocol = ClickProtocol(),
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         activation_checkpointing: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         method: str | None = None,
     ) -> None:
         super().__init__()
         if min(*val_clicks, *test_clicks, 1) < 1:
             raise InputError(f"numbers of clicks begin at 1; found {val_clicks} and {test_clicks}")
-        if adapter is not None and vcl_adapter is not None:
+        if adapter and vcl_adapter:
             raise InputError("give model.adapter (a finished stage 2) or model.vcl_adapter (a stage 1), not both")
         self.backbone = backbone
         self.weights = weights
         self.adapter_file = adapter
-        self.vcl_adapter_file = vcl_adapter
+        self.vcl_adapter_file: str | None = None
         self.tuning = tuning
         self.clicks = clicks
         self.val_clicks = tuple(sorted(val_clicks))
         self.test_clicks = tuple(sorted(test_clicks))
+        self.protocol = protocol
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.activation_checkpointing = activation_checkpointing
-        self.seed = seed
+        self.seed = run_seed(seed)
         self.method = method or ""
         self.loss = DiceCELoss(sigmoid=True, squared_pred=True, reduction="mean")
+        if vcl_adapter:
+            rank = tuning.rank if isinstance(tuning, LoRA) else ""
+            self.vcl_adapter_file = vcl_adapter.replace("{rank}", str(rank)).replace("{seed}", str(self.seed))
         self.trunk: Trunk | None = None
         self._inserted: dict[Part, TuningMethod] = {}
         self._trained_preprocessing: dict[str, Any] | None = None
@@ -149,7 +164,7 @@ class LoRASegModule(LightningModule):
             predicted = step.logits > 0
             total = predicted.sum() + target.sum()
             dice = 2 * (predicted & target).sum() / total
-            count = len(step.clicks)
+            count = step.number
             names = [f"val/dice_{count}"] + ["val/dice"] * (count == self.val_clicks[-1])
             for name in names:
                 self.log(name, dice, prog_bar=name == "val/dice", batch_size=1, sync_dist=True)
@@ -190,15 +205,17 @@ class LoRASegModule(LightningModule):
         )
 
     def _roll(self, batch: dict[str, Any], wanted: tuple[int, ...]) -> list[RolloutStep]:
-        names = (batch["data_set"], batch["case"], batch["class_name"])
+        first = batch.get("first_click")
         steps = evaluation_rollout(
-            SamMed3DSegmenter(self.net),
+            SamMed3DSegmenter(self.net, self.protocol.accumulate),
             batch["image"],
             batch["target"],
             max(wanted),
-            lambda number: seeded_draw("click", *names, number),
+            partial(seeded_draw, "click", batch["data_set"], batch["case"], batch["class_name"]),
+            self.protocol,
+            None if first is None else Click(first),
         )
-        return [step for step in steps if len(step.clicks) in wanted]
+        return [step for step in steps if step.number in wanted]
 
     def _start_from(self, adapter: Adapter) -> None:
         assert self.trunk is not None

@@ -18,7 +18,7 @@ from uscl.backbone import SamMed3D, SamMed3DConfig, load_trunk
 from uscl.backbone.mask_decoder import DecoderAttention
 from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
 from uscl.prompting.pretraining import PretrainingClicks, pretraining_rollout, soft_dice_bce
-from uscl.seeds import derive_seed, seeded_draw
+from uscl.seeds import derive_seed, run_seed, seeded_draw
 from uscl.stages.common import check_checkpoint, configure_optimizers, data_preprocessing
 from uscl.stages.muon import MATRICES, is_hidden_matrix
 
@@ -122,7 +122,7 @@ class PretrainModule(LightningModule):
         optimizer: null is AdamW with SAM-Med3D's settings; :class:`~uscl.stages.muon.MuonAdamW` gets further in
             as many steps.
         lr_scheduler: stepped after every step, not every epoch.
-        seed: of the clicks.
+        seed: of the clicks; null takes ``seed_everything``.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class PretrainModule(LightningModule):
         val_clicks: tuple[int, ...] = (1, 3, 5),
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.clicks, self.balance = clicks, balance
         self.semantic_weight, self.intensity_weight = semantic_weight, intensity_weight
         self.val_clicks = tuple(sorted(val_clicks))
-        self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, run_seed(seed)
         # Built here, not in configure_model: Lightning's weight averaging copies the module before it calls that.
         self.net: SamMed3D = load_trunk(backbone, weights).model.train()
         if weights is None:
@@ -184,7 +184,7 @@ class PretrainModule(LightningModule):
         steps = evaluation_rollout(SamMed3DSegmenter(self.net), batch["image"], target, self.val_clicks[-1],
                                    lambda number: seeded_draw("pretraining validation", batch_idx, number))  # fmt: skip
         for step in steps:
-            count = len(step.clicks)
+            count = step.number
             if count in self.val_clicks:
                 predicted = step.logits > 0
                 dice = 2 * (predicted & target).sum() / (predicted.sum() + target.sum())

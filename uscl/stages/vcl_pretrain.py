@@ -13,7 +13,7 @@ from torch import Tensor
 import uscl
 from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, load_trunk
 from uscl.errors import InputError
-from uscl.seeds import Draw, seeded_draw
+from uscl.seeds import Draw, run_seed, seeded_draw
 from uscl.stages.common import announce_trunk, check_checkpoint, configure_optimizers, data_preprocessing
 from uscl.tuning import Adapter, LoRA, lora_state_dict
 from uscl.vcl import EmaTeacher, SubVolumes, VCLHead, VCLStudent, cut, position_labels, vcl_losses
@@ -42,7 +42,7 @@ class VCLPretrainModule(LightningModule):
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped once per epoch.
         activation_checkpointing: recompute encoder blocks in the backward pass: less memory, more time.
-        seed: of the crops.
+        seed: of the crops; null takes ``seed_everything``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class VCLPretrainModule(LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         activation_checkpointing: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if lora.modules != "encoder":
@@ -76,7 +76,7 @@ class VCLPretrainModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.activation_checkpointing = activation_checkpointing
-        self.seed = seed
+        self.seed = run_seed(seed)
         self.trunk: Trunk | None = None
         self.register_buffer("teacher_step", torch.zeros((), dtype=torch.long))
 

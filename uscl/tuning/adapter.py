@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+import uscl
 from uscl.backbone import SamMed3DConfig, Trunk
 from uscl.errors import InputError
 from uscl.tuning.adaptformer import AdaptFormer
@@ -58,7 +59,7 @@ class Adapter:
         """Inserts the methods of ``parts`` into a trunk, loads their tensors and freezes everything.
 
         Raises:
-            InputError: the trunk is not the one the adapter was trained on.
+            InputError: the trunk is not the one the adapter was trained on, or tensors are missing.
         """
         if trunk.fingerprint != self.trunk_fingerprint:
             raise InputError(
@@ -70,7 +71,14 @@ class Adapter:
             if part in parts:
                 method.insert(trunk.model, part)
                 wanted += method.tensors(trunk.model, part)
-        trunk.model.load_state_dict({name: self.tensors[name] for name in wanted}, strict=False)
+        if missing := set(wanted) - set(self.tensors):
+            raise InputError(f"this adapter lacks {len(missing)} tensors of its methods, first {min(missing)}; fetch "
+                             "it again, or make it again with `uscl fit`")  # fmt: skip
+        try:
+            trunk.model.load_state_dict({name: self.tensors[name] for name in wanted}, strict=False)
+        except RuntimeError as error:
+            raise InputError(f"this adapter's tensors do not fit its methods ({str(error).splitlines()[-1].strip()}); "
+                             "make it again with `uscl fit`") from error  # fmt: skip
         trunk.model.requires_grad_(False)
 
 
@@ -91,7 +99,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Reads an adapter file.
 
     Raises:
-        InputError: the file is absent, damaged, or not an adapter.
+        InputError: the file is absent, damaged, not an adapter, or describes methods that are not known here.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -109,9 +117,13 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         raise InputError(
             f"{file}: found format {metadata.get('format')!r}, expected {FORMAT!r}; whole checkpoints go to --weights"
         )
-    described = json.loads(metadata["adapter"])
-    described["backbone"] = SamMed3DConfig(**described["backbone"])
-    described["tuning"] = {
-        part: _METHODS[options.pop("method")](**options) for part, options in described["tuning"].items()
-    }
-    return Adapter(tensors=tensors, **described)
+    try:
+        described = json.loads(metadata["adapter"])
+        described["backbone"] = SamMed3DConfig(**described["backbone"])
+        described["tuning"] = {
+            part: _METHODS[options.pop("method")](**options) for part, options in described["tuning"].items()
+        }
+        return Adapter(tensors=tensors, **described)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: its description cannot be used ({error!r}); it may come from a newer uscl than "
+                         f"{uscl.__version__}, or make it again with `uscl fit`") from error  # fmt: skip

@@ -1,0 +1,169 @@
+"""W&B sweep files: which cells they ask for, and the command of each, without W&B's server."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uscl.errors import InputError
+from uscl.seeds import derive_seed
+
+_KNOWN = {"program", "command", "method", "metric", "parameters", "run_cap", "name", "description", "project", "entity"}
+_MACROS = {"${env}": ["/usr/bin/env"], "${interpreter}": ["python"], "${program}": ["uscl"]}
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """What a sweep file asks for.
+
+    Attributes:
+        command: with macros.
+        cells: value of every parameter, cell by cell.
+        metric: name of the logged metric that cells are compared by, or None.
+        maximise: whether more of it is better.
+    """
+
+    command: tuple[str, ...]
+    cells: tuple[dict[str, Any], ...]
+    metric: str | None
+    maximise: bool
+
+
+def read_sweep_file(path: Path) -> SweepFile:
+    """Reads what can be run without a server: grid and random searches over flat parameters.
+
+    Raises:
+        InputError: the file is not there, no YAML, or asks for something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such sweep file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML in UTF-8 ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict) or not content["parameters"]:
+        raise InputError(f"{path}: expected the keys method, parameters, command and metric of a W&B sweep")
+    if unknown := sorted(set(map(str, content)) - _KNOWN):
+        raise InputError(f"{path}: {', '.join(unknown)} needs W&B's server; leave it out, or use `wandb sweep`")
+    command, metric = content.get("command") or ["${env}", "${program}", "${args}"], content.get("metric") or {}
+    if not isinstance(command, list) or not isinstance(metric, dict):
+        raise InputError(
+            f"{path}: command must be a list, found {command!r}, and metric have name and goal, {metric!r}"
+        )
+    if "${args}" not in command:
+        raise InputError(f"{path}: the command lacks ${{args}}, so that no cell would differ from another")
+    parameters = {str(name): _parameter(path, name, told) for name, told in content["parameters"].items()}
+    if content.get("method") == "grid":
+        cells = _grid(path, parameters)
+    elif content.get("method") == "random":
+        cells = _random(path, parameters, content.get("run_cap"))
+    else:
+        raise InputError(f"{path}: method is {content.get('method')!r}; without a server there are grid and random")
+    unique = {json.dumps(cell, default=str): cell for cell in cells}
+    return SweepFile(tuple(str(part) for part in command), tuple(unique.values()), metric.get("name"),
+                     metric.get("goal", "minimize") == "maximize")  # fmt: skip
+
+
+def _parameter(path: Path, name: Any, told: Any) -> dict[str, Any]:
+    if not isinstance(told, dict):
+        raise InputError(f"{path}: parameter {name}: expected value, values, or min and max, found {told!r}")
+    if "parameters" in told:
+        raise InputError(f"{path}: parameter {name}: is nested; write it flat, as {name}.NAME")
+    if "values" in told and (not isinstance(told["values"], list) or not told["values"]):
+        raise InputError(
+            f"{path}: parameter {name}: values must be a list with something in it, found {told['values']}"
+        )
+    return told
+
+
+def _grid(path: Path, parameters: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    choices = []
+    for name, told in parameters.items():
+        if "values" not in told and "value" not in told:
+            raise InputError(f"{path}: parameter {name}: a grid takes value or values, found {told}")
+        choices.append(told.get("values", [told.get("value")]))
+    return [dict(zip(parameters, values, strict=True)) for values in itertools.product(*choices)]
+
+
+def _random(path: Path, parameters: dict[str, dict[str, Any]], count: Any) -> list[dict[str, Any]]:
+    if not isinstance(count, int) or count < 1:
+        raise InputError(f"{path}: a random search without a server needs run_cap, the number of cells")
+    # Cell n is the same in every call, so that a sweep can be taken up and made longer.
+    return [{name: _draw(path, name, told, random.Random(derive_seed("sweep", number, name)))
+             for name, told in parameters.items()} for number in range(count)]  # fmt: skip
+
+
+def _draw(path: Path, name: str, told: dict[str, Any], source: random.Random) -> Any:
+    if "value" in told:
+        return told["value"]
+    if "values" in told:
+        return source.choice(told["values"])
+    low, high = told.get("min"), told.get("max")
+    whole = isinstance(low, int) and isinstance(high, int)
+    kind = told.get("distribution", "int_uniform" if whole else "uniform")
+    if isinstance(low, int | float) and isinstance(high, int | float) and low <= high:
+        if kind == "int_uniform" and whole:
+            return source.randint(int(low), int(high))
+        if kind == "uniform":
+            return source.uniform(low, high)
+        if kind == "log_uniform_values" and low > 0:
+            return math.exp(source.uniform(math.log(low), math.log(high)))
+    raise InputError(f"{path}: parameter {name}: cannot draw from {told}; known are value, values, and min and max "
+                     "with distribution uniform, int_uniform or log_uniform_values")  # fmt: skip
+
+
+def cell_name(cell: dict[str, Any]) -> str:
+    """Folder of a cell: its values, with a hash where they make no name by themselves.
+
+    ``{rank: 8, seed_everything: 0}`` is ``rank-8_seed_everything-0``, which other experiments can name.
+    """
+    short = "_".join(f"{name.rsplit('.', 1)[-1]}-{value}" for name, value in cell.items())
+    clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in short)[:60]
+    if clean == short:
+        return clean
+    digest = hashlib.sha256(json.dumps(cell, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return f"{clean}_{digest}"
+
+
+def cell_command(command: tuple[str, ...], cell: dict[str, Any], folder: Path) -> list[str]:
+    """The command of a cell with its macros filled in, and the folder it is to write to.
+
+    ``${args}`` becomes ``--name=value`` for every parameter, as W&B's agent has it.
+
+    Raises:
+        InputError: a macro is not known.
+    """
+    filled: list[str] = []
+    for part in command:
+        if part == "${args}":
+            filled += [f"--{name}={value}" for name, value in cell.items()]
+        elif part in _MACROS:
+            filled += _MACROS[part]
+        elif part.startswith("${"):
+            raise InputError(f"sweep: the macro {part} is not known here; use ${{args}}")
+        else:
+            filled.append(part)
+    if filled and filled[0] == "/usr/bin/env":
+        filled = filled[1:]
+    if filled[:1] == ["python"]:
+        filled = filled[1:]
+    if filled[:1] != ["uscl"]:
+        raise InputError(f"sweep: the command runs {filled[0] if filled else 'nothing'!r}; expected uscl")
+    return [sys.executable, "-m", *filled, f"--trainer.default_root_dir={folder}", "--overwrite"]
+
+
+def command_mark(asked: SweepFile) -> dict[str, Any]:
+    """What the cells of a folder have in common: command, names of parameters, contents of the YAML files it names."""
+    files = sorted({name for part in asked.command for name in re.findall(r"[^\s=\[\],'\"]+\.ya?ml", part)})
+    hashes = {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if Path(file).is_file()}
+    return {"command": list(asked.command), "parameters": sorted(asked.cells[0]), "files": hashes}

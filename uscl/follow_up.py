@@ -1,0 +1,75 @@
+"""Tests that follow a training: one command from settings to rows, as a cell of a sweep needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from uscl.errors import InputError
+from uscl.evaluation.loggers import log_test
+from uscl.run_folder import SHARED, end_record
+
+log = logging.getLogger(__name__)
+
+# A test is a program of its own, not one more process of the training that it follows.
+_DISTRIBUTED = {SHARED, "PL_GLOBAL_SEED", "LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+                "GROUP_RANK", "LOCAL_WORLD_SIZE"}  # fmt: skip
+
+
+def parse_experiments(experiments: Sequence[str]) -> dict[str, list[str]]:
+    """Arguments of each experiment, its file first, by the name that its results get.
+
+    Raises:
+        InputError: a file is not there, or two have the same name.
+    """
+    commands = {Path(parts[0]).stem: parts for given in experiments if (parts := shlex.split(given))}
+    for file, *_ in commands.values():
+        if not Path(file).expanduser().is_file():
+            raise InputError(f"--test_with: {file}: no such file; give experiments, as to `uscl test --config`")
+    if len(commands) < len(experiments):
+        raise InputError(f"--test_with: every experiment needs a file name of its own, found {', '.join(experiments)}")
+    return commands
+
+
+def run_tests(
+    run: Path, experiments: Sequence[str], weights: str | None, accelerator: str, loggers: Sequence[Any] = ()
+) -> None:
+    """Tests what a training left, with its adapter, on each of some experiments; rows go to ``RUN/tests/NAME``.
+
+    Args:
+        run: run folder of the training. Until all tests have been run its record says so.
+        experiments: files of ``uscl test``, further options after them.
+        weights: the trunk's, as the training was given them.
+        accelerator: as the training was given it.
+        loggers: of the training; W&B and TensorBoard get rows and pictures too.
+
+    Raises:
+        InputError: an experiment cannot be used, the training left no adapter, or a test failed.
+    """
+    commands = parse_experiments(experiments)
+    adapter = run / "adapter.safetensors"
+    if not adapter.is_file():
+        raise InputError(
+            f"--test_with: {run} holds no adapter; what pre-training leaves is tested with --model.weights"
+        )
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in _DISTRIBUTED and not name.startswith("SLURM_")}  # fmt: skip
+    end_record(run, "testing")
+    for name, (file, *options) in commands.items():
+        log.info("Testing with %s", file)
+        command = [
+            sys.executable, "-m", "uscl", "test", "--config", file, *options, f"--model.adapter={adapter}",
+            f"--model.weights={'null' if weights is None else weights}", f"--trainer.accelerator={accelerator}",
+            f"--trainer.default_root_dir={run / 'tests' / name}", "--overwrite",
+        ]  # fmt: skip
+        if subprocess.run(command, env=environment, check=False).returncode:
+            end_record(run, f"failed: the test with {file}")
+            raise InputError(f"--test_with: the test with {file} failed; its reason stands above")
+        log_test(loggers, f"test/{name}", run / "tests" / name)
+    end_record(run, "finished")
