@@ -142,6 +142,18 @@ def test_white_is_white_where_0_is_white(tmp_path, frames):
     assert np.ptp(sweep - frames.transpose(2, 1, 0).astype(int)) == 0
 
 
+def test_colours_that_two_pixels_share_are_not_missing(tmp_path, frames):
+    """YBR_FULL_422 has two bytes for a pixel of three samples: not a file that was cut short."""
+    shared = np.full((12, 24, 16, 4), 128, np.uint8)  # luma of two pixels, then their two colours
+    shared[..., 0], shared[..., 1] = frames[..., ::2], frames[..., 1::2]
+    tags = {"PhotometricInterpretation": "YBR_FULL_422", "PixelData": shared.tobytes()}
+    path = write_dicom(tmp_path / "c.dcm", np.repeat(frames[..., None], 3, -1), **tags)
+    np.testing.assert_array_equal(read_sweep(path, KNOWN).array, frames.transpose(2, 1, 0))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match="cut short"):
+        read_sweep(path, KNOWN)
+
+
 @pytest.mark.parametrize("kind", ["dicom", "picture"])
 def test_damaged_files_are_told_and_nothing_else(tmp_path, frames, kind):
     """Some bytes are changed at random: what cannot be read is an InputError, never another exception."""

@@ -144,6 +144,56 @@ def test_one_more_key_frame_and_a_shared_manifest(study, tmp_path, monkeypatch, 
     assert "labels of another sweep" in capsys.readouterr().err
 
 
+def test_a_run_that_fails_keeps_what_was_there(study, tmp_path, monkeypatch, capsys):
+    out, keys = tmp_path / "out", tmp_path / "keys"
+    shutil.copytree(study / "keys", keys)
+    assert run(study, out, "--check.threshold", "0.3", keys=str(keys)) == 0
+    (out / "label_corrected.nii.gz").write_bytes(b"mine")
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.suffix in (".gz", ".json", ".html")}
+    alone = tmp_path / "alone"
+    write_frames(alone, clip()[1], (8,))
+    assert run(study, out, "--overwrite", keys=str(alone)) == 2
+    assert "annotate at least the first and the last frame" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("uscl.commands.pseudo_label.label_sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out, "--overwrite", keys=str(keys))
+    kept = {name for name, content in before.items() if (out / name).read_bytes() == content}
+    assert kept >= {"label_1.nii.gz", "proposals.nii.gz", "quality.json", "report.html"}
+    assert run(study, out, "--check.threshold", "0.3", "--overwrite", keys=str(keys)) == 0
+    assert (out / "label_corrected.nii.gz").read_bytes() == b"mine", "not a file of ours"
+
+
+def test_a_shared_manifest_loses_no_line_and_keeps_no_dead_one(study, tmp_path, capsys):
+    shared, options = tmp_path / "all" / "sweeps.csv", ("--check.threshold", "0.3")
+    assert run(study, tmp_path / "anna", *options, "--manifest", str(shared), "--patient", "anna") == 0
+    first = shared.read_text()
+    assert run(study, tmp_path / "bert", *options, "--manifest", str(shared), "--patient", "bert") == 2
+    assert "has a sweep frames_part1 already" in capsys.readouterr().err
+    assert shared.read_text() == first, "another patient's clip of the same name"
+    assert not (tmp_path / "bert").exists()
+    again = ("--manifest", str(shared), "--least-frames", "20", "--overwrite")
+    assert run(study, tmp_path / "anna", *options, *again) == 0
+    assert len(shared.read_text().splitlines()) == 1, "the pair is no more"
+
+
+def test_frames_are_called_by_the_numbers_in_their_names(study, tmp_path):
+    frames, labels = clip()
+    for kind, content, numbers in (("frames", frames, range(COUNT)), ("keys", labels, (0, 8, 17))):
+        (tmp_path / kind).mkdir()
+        for t in numbers:
+            Image.fromarray(content[t]).save(tmp_path / kind / f"img-{t + 1:04d}.png")
+    out = tmp_path / "out"
+    assert run(study, out, "--check.threshold", "0.3", sweep=str(tmp_path / "frames"), keys=str(tmp_path / "keys")) == 0
+    found = json.loads((out / "quality.json").read_text())
+    assert found["key_frames"] == [1, 9, 18]
+    assert max(map(int, found["flagged"])) == COUNT
+    assert [one["frame"] for one in found["classes"]["liver"]["left_out"]] == [9]
+    assert f"<figcaption>{COUNT}: " in (out / "report.html").read_text()
+    proposals = read_label(out / "proposals.nii.gz").array.transpose(2, 1, 0)
+    assert np.array_equal(proposals[8], labels[8])
+
+
 def test_an_interrupted_run_goes_on(study, labelled, tmp_path, monkeypatch):
     out = tmp_path / "out"
     options = ("--patient", "anna", "--check.threshold", "0.3")
@@ -172,6 +222,7 @@ def test_videos_and_names_of_ones_own(study, tmp_path):
 @pytest.mark.parametrize(("arguments", "reason"), [
     (("--key-frames", "nowhere"), "no such key frames"),
     (("--check.threshold", "2"), "threshold is 2"),
+    (("--least-frames", "1"), "a sweep has at least two frames"),
     (("--labels", "nowhere.json"), "names no labels"),
     (("--out", "used"), "is not empty and holds no pseudo-labels"),
 ])  # fmt: skip

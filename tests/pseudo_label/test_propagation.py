@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from uscl.errors import InputError
 from uscl.pseudo_label.engine import dice
 from uscl.pseudo_label.propagation import WAYS, Propagation
 from uscl.pseudo_label.registration import Motion, Registration, warp
@@ -147,3 +148,27 @@ def test_motion_is_found_once_for_all_runs(sweep, tmp_path, monkeypatch):
         Propagation(Registration(blur=2.0), tmp_path).scores(frames, keys_of(truth, 0, 16), [5])
     with pytest.raises(AssertionError, match="registered already"):
         Propagation(cache=tmp_path).scores(frames[:, ::-1].copy(), keys_of(truth, 0, 16), [5])
+
+
+def test_one_more_key_frame_costs_what_it_touches(sweep, tmp_path, monkeypatch):
+    frames, truth = sweep
+    numbers, wanted = (0, 3, 6, 9, 12, 16), [1, 2, 10, 14]
+    first = Propagation(cache=tmp_path, way="blend").scores(frames, keys_of(truth, *numbers), wanted)
+    carried = []
+    monkeypatch.setattr("uscl.pseudo_label.propagation.warp", lambda *given: carried.append(1) or warp(*given))
+    again = Propagation(cache=tmp_path, way="blend").scores(frames, keys_of(truth, *numbers), wanted)
+    assert not carried
+    assert np.array_equal(first.scores, again.scores)
+    assert np.array_equal(first.agreement, again.agreement)
+    more = Propagation(cache=tmp_path, way="blend").scores(frames, keys_of(truth, *numbers, 15), wanted)
+    assert len(carried) == 4 + 4, "frames 10 and 14; what lies further away than two key frames stays"
+    assert np.array_equal(more.scores[:2], first.scores[:2])
+    assert np.array_equal(more.scores, Propagation(way="blend").scores(frames, keys_of(truth, *numbers, 15),
+                                                                       wanted).scores)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"longest": 0}, {"blur": -1.0}, {"smoothness": -1.0}, {"iterations": ()},
+                                      {"iterations": (5, 0)}, {"iterations": (5,) * 8}])  # fmt: skip
+def test_registration_that_cannot_be_meant(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        Registration(**settings)

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from uscl.data.volume import Volume, read_label
 from uscl.errors import InputError
 from uscl.pseudo_label.engine import EngineResult
+from uscl.pseudo_label.output import write_pairs
+from uscl.pseudo_label.pages import page, save_contact_sheet
 from uscl.pseudo_label.quality import (
     ClassQuality,
     class_quality,
@@ -154,3 +157,24 @@ def test_clean_up_is_reported_and_leaves_key_frames_alone():
     assert not clean.labels[5, 0, 20]
     assert clean.labels[4, 11, 9]
     assert clean.labels[0, 10, 10] == 0
+
+
+@pytest.mark.parametrize("key", [{COUNT: square()}, {5: square()[:-1]}])
+def test_key_frames_of_another_sweep(key):
+    with pytest.raises(InputError, match="the sweep has frames 0 to 12 of"):
+        label_sweep(FRAMES, {0: square(), 12: square()} | key, {3: "liver"}, Copier())
+
+
+def test_more_classes_than_colours_and_ids_beyond_a_byte(tmp_path):
+    keys = {t: np.zeros((SIZE, SIZE), np.int32) for t in (0, 12)}
+    names = {250 + number: f"part {number}" for number in range(9)}
+    for number in names:
+        for labels in keys.values():
+            labels[2 * (number - 250) : 2 * (number - 250) + 2] = number
+    made = label_sweep(FRAMES, keys, names, Copier(), check=CheckSettings(clean_up=True))
+    text = page(FRAMES, made, names, "many", [], range(COUNT))
+    assert all(name in text for name in names.values())
+    assert "pixels cleaned away, added" in text
+    save_contact_sheet(tmp_path / "sheet.png", FRAMES, made, names, "many", range(COUNT))
+    write_pairs(tmp_path, Volume(FRAMES.transpose(2, 1, 0)), made, "many", True, 2)
+    assert np.array_equal(read_label(tmp_path / "label.nii.gz").array.transpose(2, 1, 0), made.labels)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,25 +16,25 @@ from rich.table import Table
 
 from uscl.data.datasets.folder import read_description
 from uscl.data.datasets.ultrasound import CLASSES
-from uscl.data.sweeps import SweepReading, read_sweep
+from uscl.data.sweeps import SweepReading, frame_numbers, read_sweep
 from uscl.data.volume import Volume, stem
 from uscl.errors import InputError
 from uscl.pseudo_label.engine import Engine
 from uscl.pseudo_label.key_frames import read_key_frames
-from uscl.pseudo_label.output import MANIFEST, add_to_manifest, quality_record, write_pairs
+from uscl.pseudo_label.output import MANIFEST, add_to_manifest, check_manifest, quality_record, write_pairs
 from uscl.pseudo_label.pages import page, save_contact_sheet
 from uscl.pseudo_label.propagation import Propagation
 from uscl.pseudo_label.quality import suggest_frames
 from uscl.pseudo_label.registration import Registration
 from uscl.pseudo_label.seggpt import SegGptEngine, SegGptSettings
-from uscl.pseudo_label.sweep import CheckSettings, LabelledSweep, frames_of, label_sweep
+from uscl.pseudo_label.sweep import CheckSettings, LabelledSweep, check_key_frames, frames_of, label_sweep
 from uscl.run_folder import begin_record, end_record
 
 log = logging.getLogger(__name__)
 _MARK = ".uscl-pseudo-label"
 _WORK = "work"
 _DONE = "quality.json"
-_OURS = ("image*.nii.gz", "label*.nii.gz", "proposals.nii.gz", _DONE, "contact_sheet.png", "report.html")
+_OURS = re.compile(r"(image|label)(_\d+)?\.nii\.gz|proposals\.nii\.gz|quality\.json|contact_sheet\.png|report\.html")
 
 
 def pseudo_label(
@@ -61,7 +62,7 @@ def pseudo_label(
         sweep: a video, a folder of frames, a DICOM file or series, or a volume whose frames lie along its third axis.
         key_frames: a folder of masks (0012.png with label ids), of such folders named by classes, or of LabelMe files;
             a COCO file; a 3D Slicer segmentation (.seg.nrrd); or a label volume with some frames filled. Frames count
-            from 0.
+            from 0; those of a folder are known by the numbers in their names, if all have one.
         out: folder to write to; run again with more key frames it finds the motion of the sweep there.
         engine: how masks are carried: propagation, by shape and motion, needs no weights; seggpt paints them after the
             example of the key frames. Neither ever stands in for the other.
@@ -88,13 +89,25 @@ def pseudo_label(
         raise InputError(f'{labels}: names no labels; expected {{"labels": {{"background": 0, "liver": 1}}}}')
     volume = read_sweep(source, reading)
     frames = frames_of(volume)
-    annotated = read_key_frames(key_frames, frames.shape, names, allow_empty)
+    if least_frames < 2 or suggest < 0:
+        raise InputError(f"least_frames is {least_frames} and suggest {suggest}; a sweep has at least two frames, and "
+                         "no fewer than 0 can be suggested")  # fmt: skip
+    annotated = read_key_frames(key_frames, frames.shape, names, allow_empty, volume)
+    check_key_frames(annotated, frames.shape, names)
+    numbers = frame_numbers(volume, len(frames))
+    if numbers[0] != 0 or numbers[-1] != len(numbers) - 1:
+        log.info("%s: its frames are numbered %d to %d in their names, and so they are called here", source, numbers[0],
+                 numbers[-1])  # fmt: skip
+    name = stem(source.resolve())
+    manifests = {folder / MANIFEST, *([Path(manifest).expanduser()] if manifest else [])}
     engines: dict[str, Callable[[], Engine]] = {
         "propagation": lambda: Propagation(registration, folder / _WORK),
         "seggpt": lambda: SegGptEngine(seggpt, folder / _WORK),
     }
     carrier = engines.pop(engine)()  # weights that are not there are told before anything is written
     other = next(iter(engines.values()))() if compare else None
+    for target in manifests:
+        check_manifest(target, name, folder, names)
     _claim(folder, volume, overwrite)
     _begin(folder, {
         "sweep": str(source), "key_frames": str(key_frames), "engine": engine, "compare": compare, "labels": labels,
@@ -104,16 +117,16 @@ def pseudo_label(
     pixel_mm = (volume.spacing[1], volume.spacing[0])
     made = label_sweep(frames, annotated, names, carrier, pixel_mm, check, other)
     suggested = suggest_frames(list(made.quality.values()), made.keys, suggest)
-    name = stem(source)
+    _remove_results(folder)
     pairs = write_pairs(folder, volume, made, name, keep_flagged, least_frames)
-    for target in {folder / MANIFEST, *([Path(manifest).expanduser()] if manifest else [])}:
-        add_to_manifest(target, pairs, patient or name, names)
+    for target in manifests:
+        add_to_manifest(target, pairs, name, patient or name, folder, names)
     title = f"Pseudo-labels of {name}, engine {carrier.name}"
     if "assumed" in (reading.spacing, reading.step):
         title += ", millimetres assumed"
-    save_contact_sheet(folder / "contact_sheet.png", frames, made, names, title)
-    (folder / "report.html").write_text(page(frames, made, names, title, suggested), encoding="utf-8")
-    record = quality_record(made, names, suggested) | {
+    save_contact_sheet(folder / "contact_sheet.png", frames, made, names, title, numbers)
+    (folder / "report.html").write_text(page(frames, made, names, title, suggested, numbers), encoding="utf-8")
+    record = quality_record(made, names, suggested, numbers) | {
         "sweep": str(source),
         "engine": carrier.name,
         "made_by": carrier.identity,
@@ -121,11 +134,12 @@ def pseudo_label(
     (folder / _DONE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     end_record(folder, "finished")
     console = Console()
-    console.print(_table(made, name))
+    console.print(_table(made, name, numbers))
     log.info("%d of %d frames are flagged; %d pair(s) to train on: --data VolumeDataModule --data.dataset ultrasound "
              "--data.root %s", len(made.flags), len(frames), len(pairs), folder / MANIFEST)  # fmt: skip
     if suggested:
-        log.info("Annotate next: frame %s. Look at %s", ", ".join(map(str, suggested)), folder / "report.html")
+        told = ", ".join(str(numbers[t]) for t in suggested)
+        log.info("Annotate next: frame %s. Look at %s", told, folder / "report.html")
     if not pairs:
         log.warning("No stretch of %d trusted frames: annotate more key frames, or see --check.threshold", least_frames)
 
@@ -140,15 +154,18 @@ def _claim(folder: Path, volume: Volume, overwrite: bool) -> None:
         if (folder / _DONE).is_file() and not overwrite:
             raise InputError(f"{folder}: has been labelled; --overwrite replaces the results, and with them whatever "
                              "was corrected by hand")  # fmt: skip
-        for pattern in _OURS:
-            for file in folder.glob(pattern):
-                file.unlink()
-        (folder / MANIFEST).unlink(missing_ok=True)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is not empty and holds no pseudo-labels; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(content + "\n", encoding="utf-8")
+
+
+def _remove_results(folder: Path) -> None:
+    """Takes earlier results away, once those that replace them are there; files of other names stay."""
+    for file in folder.iterdir():
+        if _OURS.fullmatch(file.name):
+            file.unlink()
 
 
 def _begin(folder: Path, config: dict[str, Any]) -> None:
@@ -157,7 +174,7 @@ def _begin(folder: Path, config: dict[str, Any]) -> None:
     begin_record(folder, None)
 
 
-def _table(made: LabelledSweep, name: str) -> Table:
+def _table(made: LabelledSweep, name: str, numbers: Sequence[int]) -> Table:
     table = Table(title=f"{name}: {len(made.labels)} frames, {len(made.keys)} key frames",
                   caption="a key frame left out is predicted across a gap twice as wide")  # fmt: skip
     for column in ("class", "key frames left out", "their Dice", "their HD95, mm", "lowest confidence"):
@@ -165,5 +182,5 @@ def _table(made: LabelledSweep, name: str) -> Table:
     for quality in made.quality.values():
         inner = quality.confidence[min(made.keys) : max(made.keys) + 1]
         table.add_row(quality.name, str(len(quality.left_out)), f"{quality.dice:.2f}", f"{quality.hd95:.1f}",
-                      f"{inner.min():.2f} (frame {int(inner.argmin()) + min(made.keys)})")  # fmt: skip
+                      f"{inner.min():.2f} (frame {numbers[int(inner.argmin()) + min(made.keys)]})")  # fmt: skip
     return table

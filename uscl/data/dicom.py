@@ -83,7 +83,8 @@ def read_header(path: Path) -> Header:
             tags = pydicom.dcmread(stream, stop_before_pixels=True)
             left = path.stat().st_size - stream.tell()
         found = _header(path, tags)
-        needed = 0 if tags.file_meta.TransferSyntaxUID.is_compressed else _bytes_of_pixels(tags)
+        syntax = tags.file_meta.TransferSyntaxUID
+        needed = 0 if syntax.is_compressed or syntax.is_deflated else _bytes_of_pixels(tags)
     except Exception as error:  # pydicom raises whatever a damaged file makes it
         raise InputError(f"{path}: not readable as DICOM ({error}); export it again") from error
     if left < needed:  # SimpleITK 2.4 fills up what was cut off
@@ -130,7 +131,9 @@ def _calibration(tags: Any) -> tuple[float, float] | None:
 
 def _bytes_of_pixels(tags: Any) -> int:
     sizes = ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "BitsAllocated")
-    return math.prod(int(tags.get(name) or 1) for name in sizes) // 8
+    whole = math.prod(int(tags.get(name) or 1) for name in sizes) // 8
+    # Two neighbouring pixels share their colours, PS3.3 C.7.6.3.1.2.
+    return whole * 2 // 3 if tags.get("PhotometricInterpretation") == "YBR_FULL_422" else whole
 
 
 def read_dicom(path: Path, without_colour: bool) -> Frames:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from uscl.data.datasets import Case
 from uscl.data.patches import Preprocessing, Sliceable, corner_around, corner_around_box
 from uscl.data.prompts import Prompt
 from uscl.data.store import PreparedStore, read_case
-from uscl.data.sweeps import read_sweep
+from uscl.data.sweeps import knows_spacing, read_sweep
 from uscl.data.volume import Array, Index, Volume
 from uscl.errors import InputError
 from uscl.seeds import seeded_draw
@@ -57,7 +58,8 @@ class LabelledObjects(Dataset[dict[str, Any]]):
         Returns:
             ``image`` float32 [1, S, S, S]; ``target`` bool [S, S, S]; ``corner`` and ``grid``, which lead back to the
             volume; the names ``data_set``, ``case``, ``patient``, ``class_name``; if asked for, ``reference`` (bool,
-            on the image's own grid) and ``spacing`` (of that grid, mm); and, where it placed the patch,
+            on the image's own grid) and ``spacing`` (of that grid, mm; 1 along every axis where distances are not
+            known but assumed, so that surfaces are compared in voxels); and, where it placed the patch,
             ``first_click``, voxel of the patch.
         """
         case, class_name = self.objects[number]
@@ -95,7 +97,7 @@ class LabelledObjects(Dataset[dict[str, Any]]):
         if self._last is None or self._last[0] != case.name:
             label = read_case(case, self.store.data_set)[1]
             assert label is not None
-            self._last = (case.name, label)
+            self._last = (case.name, replace(label, spacing=(1.0, 1.0, 1.0)) if _is_assumed(case) else label)
         return self._last[1]
 
 
@@ -197,6 +199,12 @@ def single(items: list[dict[str, Any]]) -> dict[str, Any]:
 def _patch(preprocessing: Preprocessing, image: Sliceable, corner: Index) -> dict[str, Any]:
     patch = preprocessing.normalise(preprocessing.cut(image, corner), corner, image.shape)
     return {"image": torch.from_numpy(patch)[None], "corner": corner}
+
+
+def _is_assumed(case: Case) -> bool:
+    """Whether distances in a sweep rest on an assumption, which makes millimetres of nothing."""
+    reading = case.reading
+    return reading is not None and "assumed" in (reading.spacing, reading.step) and not knows_spacing(case.image)
 
 
 def _nearest(position: Sequence[float]) -> Array:

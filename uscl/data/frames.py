@@ -42,6 +42,23 @@ class Frames:
     step: float | None = None
 
 
+_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+_EXPORTED = re.compile(r"_(png|jpe?g|bmp|tiff?)\.rf\.[0-9A-Za-z]+$")
+"""What Roboflow puts behind a name: the former ending and a hash."""
+
+
+def frame_number(path: Path) -> int:
+    """The last number in a file's name: ``sweep3_frame0012.png`` is frame 12.
+
+    Raises:
+        InputError: there is none.
+    """
+    match = _NUMBER.search(_EXPORTED.sub("", path.stem))
+    if match is None:
+        raise InputError(f"{path}: says in its name not which frame it is of; expected a number such as 0012.png")
+    return int(match.group(1))
+
+
 def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Sorted so that frame 2 comes before frame 10."""
     return sorted(paths, key=lambda path: [(int(digits or 0), text) for text, digits in _PARTS.findall(path.name)])

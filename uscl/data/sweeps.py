@@ -20,7 +20,15 @@ from scipy.spatial import ConvexHull
 
 from uscl.data.dicom import ENDINGS as DICOM
 from uscl.data.dicom import is_dicom, read_dicom, read_header, read_series, series_files, slice_positions
-from uscl.data.frames import VIDEOS, Frames, pictures_in, read_label_pictures, read_pictures, read_video
+from uscl.data.frames import (
+    VIDEOS,
+    Frames,
+    frame_number,
+    pictures_in,
+    read_label_pictures,
+    read_pictures,
+    read_video,
+)
 from uscl.data.volume import WRITABLE, Array, Volume, read_image, read_label
 from uscl.errors import InputError
 
@@ -142,13 +150,38 @@ def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
     if label.shape != sweep.shape:
         raise InputError(f"{source}: has {label.shape} voxels, {sweep.name} has {sweep.shape}; a label map has the "
                          "sweep's own frames, all of them")  # fmt: skip
-    if _is_volume(source) and sweep.path is not None and _is_volume(sweep.path):
-        difference = label.same_grid(sweep)
-        if difference:  # the sweep may have been given another spacing than its file has
-            difference = label.same_grid(replace(sweep, spacing=read_image(sweep.path).spacing))
-        if difference:
-            raise InputError(f"{source}: does not lie on the grid of {sweep.name}: {difference}")
+    if _is_volume(source) and (difference := grid_difference(label, sweep)):
+        raise InputError(f"{source}: does not lie on the grid of {sweep.name}: {difference}")
     return Volume(label.array, sweep.spacing, sweep.origin, sweep.direction, source)
+
+
+def grid_difference(label: Volume, sweep: Volume) -> str | None:
+    """None if a label volume lies where a sweep lies, or the sweep is no file that knows where; else the reason."""
+    if sweep.path is None or not _is_volume(sweep.path):
+        return None
+    difference = label.same_grid(sweep)
+    if difference:  # the sweep may have been given another spacing than its file has
+        difference = label.same_grid(replace(sweep, spacing=read_image(sweep.path).spacing))
+    return difference
+
+
+def frame_numbers(sweep: Volume | None, count: int) -> list[int]:
+    """What the frames of a sweep are called: the numbers in the names of its pictures, else counted from 0.
+
+    Pictures that are numbered from 1, or with gaps, would otherwise get masks that were drawn on their neighbours.
+
+    Args:
+        sweep: None for one that is not known.
+        count: of its frames.
+    """
+    counted = list(range(count))
+    if sweep is None or sweep.path is None or not sweep.path.is_dir():
+        return counted
+    try:
+        named = [frame_number(picture) for picture in pictures_in(sweep.path)]
+    except InputError:
+        return counted
+    return named if len(named) == count and len(set(named)) == count else counted
 
 
 def knows_spacing(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,8 @@ def write_pairs(
     Returns:
         Name, image and label of every pair.
     """
-    labels = volume.with_array(made.labels.transpose(2, 1, 0).astype(np.uint8))
+    small = np.uint8 if int(made.labels.max()) <= np.iinfo(np.uint8).max else np.int32
+    labels = volume.with_array(made.labels.transpose(2, 1, 0).astype(small))
     image = write_volume(folder / "image.nii.gz", volume, overwrite=True)
     write_volume(folder / "proposals.nii.gz", labels, overwrite=True)
     if keep_flagged or not made.flags:
@@ -47,34 +49,57 @@ def write_pairs(
     return pairs
 
 
-def add_to_manifest(
-    manifest: Path, pairs: Sequence[tuple[str, Path, Path]], patient: str, names: Mapping[int, str]
-) -> None:
-    """Adds the pairs of a sweep to a manifest that ``VolumeDataModule`` reads, in place of earlier ones of that name.
+def check_manifest(manifest: Path, sweep: str, folder: Path, names: Mapping[int, str]) -> list[Row]:
+    """The lines of a manifest that stay when the pairs of a sweep come in, before any work is done for them.
 
     Args:
-        manifest: ``sweeps.csv``; made if it is not there, with the ``dataset.json`` that names the labels.
-        pairs: of :func:`write_pairs`.
-        patient: whom the sweep belongs to.
+        manifest: ``sweeps.csv``, or where it will be.
+        sweep: its name.
+        folder: where the pairs of the sweep lie; earlier ones are replaced.
         names: of the label ids.
 
     Raises:
-        InputError: the manifest or the names beside it are of something else.
+        InputError: the manifest or the names beside it are of something else, or it has a sweep of that name from
+            elsewhere.
     """
     base = manifest.resolve().parent
     description = base / DESCRIPTION
-    labels = {"background": 0} | {name: number for number, name in names.items()}
     if description.is_file():
         try:
             found = json.loads(description.read_text(encoding="utf-8")).get("labels")
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{description}: not readable ({error!r})") from error
-        if found != labels:
-            raise InputError(f"{description}: names other labels, {found}; this sweep has {labels}")
+        if found != _labels(names):
+            raise InputError(f"{description}: names other labels, {found}; this sweep has {_labels(names)}")
     rows: list[Row] = list(read_rows(manifest, COLUMNS[:3])) if manifest.is_file() else []
-    mine = {str(path) for _, image, label in pairs for path in (image, label)}
-    rows = [row for row in rows if row["sweep"] not in {name for name, *_ in pairs}]
-    rows = [row for row in rows if str((base / row["image"]).resolve()) not in mine]
+    kept = [row for row in rows if not (base / row["image"]).resolve().is_relative_to(folder.resolve())]
+    ours = re.compile(rf"{re.escape(sweep)}(_part\d+)?")
+    if taken := [row for row in kept if ours.fullmatch(row["sweep"])]:
+        raise InputError(f"{manifest}: has a sweep {taken[0]['sweep']} already, {taken[0]['image']}; names are unique, "
+                         "so take its line away or rename this sweep")  # fmt: skip
+    return kept
+
+
+def add_to_manifest(
+    manifest: Path, pairs: Sequence[tuple[str, Path, Path]], sweep: str, patient: str, folder: Path,
+    names: Mapping[int, str],
+) -> None:  # fmt: skip
+    """Adds the pairs of a sweep to a manifest that ``VolumeDataModule`` reads, in place of earlier ones of the folder.
+
+    Args:
+        manifest: ``sweeps.csv``; made if it is not there, with the ``dataset.json`` that names the labels.
+        pairs: of :func:`write_pairs`.
+        sweep: its name.
+        patient: whom the sweep belongs to.
+        folder: where the pairs lie.
+        names: of the label ids.
+
+    Raises:
+        InputError: see :func:`check_manifest`.
+    """
+    base = manifest.resolve().parent
+    description = base / DESCRIPTION
+    rows = check_manifest(manifest, sweep, folder, names)
     for name, image, label in pairs:
         places = {"image": _relative(image, base), "label": _relative(label, base)}
         rows.append({**dict.fromkeys(COLUMNS, ""), "patient": patient, "sweep": name, **places})
@@ -86,17 +111,22 @@ def add_to_manifest(
         writer.writerows(rows)
     partial.replace(manifest)
     if not description.is_file():
-        text = json.dumps({"name": "pseudo-labels", "labels": labels}, indent=2)
+        text = json.dumps({"name": "pseudo-labels", "labels": _labels(names)}, indent=2)
         description.write_text(text + "\n", encoding="utf-8")
 
 
-def quality_record(made: LabelledSweep, names: Mapping[int, str], suggested: Sequence[int]) -> dict[str, Any]:
-    """``quality.json``: everything that is known of a sweep's labels, with null for what is not."""
+def quality_record(
+    made: LabelledSweep, names: Mapping[int, str], suggested: Sequence[int], numbers: Sequence[int]
+) -> dict[str, Any]:
+    """``quality.json``: everything that is known of a sweep's labels, with null for what is not.
+
+    Frames are called by ``numbers``; lists with a value for every frame are in the order of the sweep.
+    """
     classes = {}
     for number, quality in made.quality.items():
         taken, added = made.cleaned.get(number, (0, 0))
         classes[names[number]] = {
-            "left_out": [{"frame": one.frame, "dice": _known(one.dice), "hd95_mm": _known(one.hd95)}
+            "left_out": [{"frame": numbers[one.frame], "dice": _known(one.dice), "hd95_mm": _known(one.hd95)}
                          for one in quality.left_out],
             "left_out_dice": _known(quality.dice),
             "left_out_hd95_mm": _known(quality.hd95),
@@ -108,12 +138,16 @@ def quality_record(made: LabelledSweep, names: Mapping[int, str], suggested: Seq
         }  # fmt: skip
     return {
         "frames": len(made.labels),
-        "key_frames": list(made.keys),
-        "flagged": {str(t): reasons for t, reasons in sorted(made.flags.items())},
-        "annotate_next": list(suggested),
+        "key_frames": [numbers[t] for t in made.keys],
+        "flagged": {str(numbers[t]): reasons for t, reasons in sorted(made.flags.items())},
+        "annotate_next": [numbers[t] for t in suggested],
         "classes": classes,
         "pseudo": True,
     }
+
+
+def _labels(names: Mapping[int, str]) -> dict[str, int]:
+    return {"background": 0} | {name: number for number, name in names.items()}
 
 
 def _cut(volume: Volume, begin: int, end: int) -> Volume:
@@ -132,4 +166,4 @@ def _relative(path: Path, base: Path) -> str:
     return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else os.fspath(whole)
 
 
-__all__ = ["DESCRIPTION", "MANIFEST", "add_to_manifest", "quality_record", "write_pairs"]
+__all__ = ["DESCRIPTION", "MANIFEST", "add_to_manifest", "check_manifest", "quality_record", "write_pairs"]

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,22 @@ figcaption { font-size: .75rem; line-height: 1.3; } .swatch { display: inline-bl
 
 
 def save_contact_sheet(
-    path: Path, frames: GreyFrames, made: LabelledSweep, names: Mapping[int, str], title: str
+    path: Path, frames: GreyFrames, made: LabelledSweep, names: Mapping[int, str], title: str, numbers: Sequence[int]
 ) -> None:
-    """Frames evenly over the sweep, every key frame among them, with the outlines of their labels, as a PNG."""
+    """Frames evenly over the sweep, every key frame among them, with the outlines of their labels, as a PNG.
+
+    Args:
+        path: of the picture.
+        frames: the sweep.
+        made: its labels.
+        names: of the classes.
+        title: stands above.
+        numbers: what the frames are called.
+    """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    colours = _colours(made)
     even = np.linspace(0, len(frames) - 1, min(_SHEET, len(frames))).round().astype(int).tolist()
     shown = sorted({*even, *made.keys})
     columns = min(6, len(shown))
@@ -50,56 +61,71 @@ def save_contact_sheet(
         axis.set_axis_off()
     for axis, t in zip(axes, shown, strict=False):
         axis.imshow(frames[t], cmap="gray", vmin=0, vmax=255)
-        for colour, number in zip(_COLOURS, made.quality, strict=False):
+        for number, colour in colours.items():
             mask = made.labels[t] == number
-            if mask.any():
+            if mask.any() and not mask.all():
                 axis.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.0)
         mark = "key frame" if t in made.keys else "flagged" if t in made.flags else f"{_confidence(made, t):.2f}"
-        axis.set_title(f"{t}: {mark}", size=8, color="#B33C00" if t in made.flags else "black")
-    handles = [Line2D([], [], color=colour, label=names[n]) for colour, n in zip(_COLOURS, made.quality, strict=False)]
+        axis.set_title(f"{numbers[t]}: {mark}", size=8, color="#B33C00" if t in made.flags else "black")
+    handles = [Line2D([], [], color=colour, label=names[n]) for n, colour in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, fontsize=8)
     figure.suptitle(f"{title}: number of the frame and its confidence\n{_DISCLAIMER}", size=9)
     figure.savefig(path, dpi=110)
 
 
 def page(
-    frames: GreyFrames, made: LabelledSweep, names: Mapping[int, str], title: str, suggested: Sequence[int]
-) -> str:
-    """Every frame with its labels, confidence and flags, and what the left-out key frames say, as HTML."""
-    colours = dict(zip(made.quality, _COLOURS, strict=False))
+    frames: GreyFrames, made: LabelledSweep, names: Mapping[int, str], title: str, suggested: Sequence[int],
+    numbers: Sequence[int],
+) -> str:  # fmt: skip
+    """Every frame with its labels, confidence and flags, and what the left-out key frames say, as HTML.
+
+    Args:
+        frames: the sweep.
+        made: its labels.
+        names: of the classes.
+        title: stands above.
+        suggested: frames to annotate next.
+        numbers: what the frames are called.
+    """
+    colours = _colours(made)
+    more = "<th>Dice against the other engine</th>" if made.compared else ""
+    more += "<th>pixels cleaned away, added</th>" if made.cleaned else ""
     lines = []
     for number, quality in made.quality.items():
         inner = [t for t in range(len(frames)) if t not in made.keys and quality.confidence[t] > 0]
         confidence = f"{np.mean([quality.confidence[t] for t in inner]):.2f}" if inner else "-"
         cells = [f"{len(quality.left_out)}", _told(quality.dice), _told(quality.hd95, " mm"), confidence,
                  _told(quality.consistency)]  # fmt: skip
+        cells += [_told(made.compared[number])] if made.compared else []
+        cells += ["{}, {}".format(*made.cleaned[number])] if made.cleaned else []
         swatch = f'<span class="swatch" style="background:{colours[number]}"></span> '
         lines.append(f"<tr><th>{swatch}{escape(names[number])}</th>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
     step = -(-len(frames) // _PAGE)
     shown = sorted({*range(0, len(frames), step), *made.keys, *made.flags})
-    drawn = "\n".join(_figure(frames[t], made, t, colours) for t in shown)
+    drawn = "\n".join(_figure(frames[t], made, t, colours, numbers[t]) for t in shown)
     counts = f"{len(frames)} frames, {len(made.keys)} key frames, {len(made.flags)} flagged"
-    next_ones = f"<p>Annotate next: {', '.join(map(str, suggested))}.</p>" if suggested else ""
+    next_ones = f"<p>Annotate next: {', '.join(str(numbers[t]) for t in suggested)}.</p>" if suggested else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1><p>{escape(_DISCLAIMER)}</p><p>{counts}.</p>{next_ones}
 <h2>Classes</h2>
 <div class="wide"><table><thead><tr><th>class</th><th>key frames left out</th><th>their Dice</th><th>their HD95</th>
-<th>mean confidence</th><th>Dice of neighbouring frames</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>
+<th>mean confidence</th><th>Dice of neighbouring frames</th>{more}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div>
 <p>A key frame that is left out is predicted across a gap twice as wide as those that were bridged.</p>
 <h2>Frames</h2><div class="frames">{drawn}</div>
 </body></html>
 """
 
 
-def _figure(frame: NDArray[np.uint8], made: LabelledSweep, t: int, colours: Mapping[int, str]) -> str:
+def _figure(frame: NDArray[np.uint8], made: LabelledSweep, t: int, colours: Mapping[int, str], number: int) -> str:
     kind = "key" if t in made.keys else "flag" if t in made.flags else ""
     told = "key frame" if kind == "key" else f"confidence {_confidence(made, t):.2f}"
     reasons = "".join(f"<br>{escape(reason)}" for reason in made.flags.get(t, []))
     picture = base64.b64encode(_thumbnail(frame, made.labels[t], colours)).decode("ascii")
-    return (f'<figure class="{kind}"><img alt="frame {t}" src="data:image/jpeg;base64,{picture}">'
-            f"<figcaption>{t}: {told}{reasons}</figcaption></figure>")  # fmt: skip
+    return (f'<figure class="{kind}"><img alt="frame {number}" src="data:image/jpeg;base64,{picture}">'
+            f"<figcaption>{number}: {told}{reasons}</figcaption></figure>")  # fmt: skip
 
 
 def _thumbnail(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: Mapping[int, str]) -> bytes:
@@ -114,6 +140,11 @@ def _thumbnail(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: Map
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)
     return stream.getvalue()
+
+
+def _colours(made: LabelledSweep) -> dict[int, str]:
+    """By class id; beyond the seventh class they come again."""
+    return dict(zip(made.quality, cycle(_COLOURS), strict=False))
 
 
 def _confidence(made: LabelledSweep, t: int) -> float:

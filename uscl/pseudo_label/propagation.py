@@ -9,15 +9,16 @@ is taken instead of it. With fewer than three key frames nothing can be left out
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from uscl.pseudo_label.engine import EngineResult, GreyFrames, KeyMasks, dice
 from uscl.pseudo_label.registration import Field, Motion, Registration, warp
+from uscl.pseudo_label.score_cache import Score, ScoreCache
 from uscl.pseudo_label.shapes import Distances, around, between, key_distances, nearest
 
 BLEND = "blend"
@@ -33,7 +34,8 @@ class Propagation:
 
     Args:
         registration: how motion is found.
-        cache: folder in which motion is kept.
+        cache: folder in which motion is kept, and the scores of every frame: another key frame changes those of the
+            gaps whose four nearest key frames it is among.
         way: one of :data:`WAYS` for every class; None chooses by leaving key frames out.
     """
 
@@ -46,6 +48,7 @@ class Propagation:
             raise ValueError(f"way is {way!r}; choose of {', '.join(WAYS)}")
         self.registration = registration
         self.cache = cache
+        self._kept = ScoreCache(cache)
         self.way = way
         self._motion: tuple[GreyFrames, Motion] | None = None
         self._chains: dict[tuple[int, int], tuple[Iterator[tuple[int, Field]], dict[int, Field]]] = {}
@@ -62,13 +65,12 @@ class Propagation:
         agreement = np.full(len(wanted), np.nan, np.float32)
         inside = [i for i, t in enumerate(wanted) if len(numbers) > 1 and numbers[0] < t < numbers[-1]]
         if inside:
-            asked = [wanted[i] for i in inside]
             motion = self._motion_of(frames)
             way = self.way or self._choose(motion, key_masks)
-            found, agreed = self._distances(motion, key_masks, asked)
-            # Half a pixel inside the border is a little above one half.
-            scores[inside] = expit(found[way])
-            agreement[inside] = agreed
+            keys, absent = _distances(key_masks)
+            for i in inside:
+                found, agreement[i] = self._scored(motion, keys, absent, wanted[i], (way,))
+                scores[i] = found[way]
         return EngineResult(scores, agreement)
 
     def chosen(self, frames: GreyFrames, key_masks: KeyMasks) -> str:
@@ -78,29 +80,32 @@ class Propagation:
     def _choose(self, motion: Motion, key_masks: KeyMasks) -> str:
         met, sizes = dict.fromkeys(WAYS, 0), dict.fromkeys(WAYS, 0)
         for n in sorted(key_masks)[1:-1]:
-            others = {m: mask for m, mask in key_masks.items() if m != n}
-            for way, distances in self._distances(motion, others, [n])[0].items():
-                met[way] += 2 * int(np.count_nonzero((distances[0] > 0) & key_masks[n]))
-                sizes[way] += int(np.count_nonzero(distances[0] > 0)) + int(np.count_nonzero(key_masks[n]))
+            keys, absent = _distances({m: mask for m, mask in key_masks.items() if m != n})
+            for way, score in self._scored(motion, keys, absent, n, WAYS)[0].items():
+                met[way] += 2 * int(np.count_nonzero((score > 0.5) & key_masks[n]))
+                sizes[way] += int(np.count_nonzero(score > 0.5)) + int(np.count_nonzero(key_masks[n]))
         found = {way: met[way] / sizes[way] if sizes[way] else 0.0 for way in WAYS}
         best = max(found, key=lambda way: found[way])
         return best if found[best] - found[BLEND] > _CLEARLY else BLEND
 
-    def _distances(
-        self, motion: Motion, key_masks: KeyMasks, wanted: Sequence[int]
-    ) -> tuple[dict[str, Distances], NDArray[np.float32]]:
-        """Signed distances by way [wanted, row, column], and how far both sides agree [wanted]."""
-        keys = key_distances(key_masks)
-        absent = {n for n, mask in key_masks.items() if not mask.any()}
-        numbers = sorted(keys)
-        shape, moved, agreed = [], [], np.empty(len(wanted), np.float32)
-        for i, t in enumerate(wanted):
-            carried = {n: warp(keys[n], motion.enlarge(self._chain(motion, n, t))) for n in nearest(numbers, t)}
-            shape.append(between(keys, t, absent))
-            moved.append(between(carried, t, absent))
-            agreed[i] = dice(*(carried[n] > 0 for n in around(numbers, t)))
-        found = {"shape": np.stack(shape), "motion": np.stack(moved)}
-        return {**found, BLEND: 0.5 * (found["shape"] + found["motion"])}, agreed
+    def _scored(
+        self, motion: Motion, keys: dict[int, Distances], absent: set[int], t: int, ways: Sequence[str]
+    ) -> tuple[dict[str, Score], float]:
+        """Scores of a frame by way, and how far both sides agree about it; what is kept is not computed again."""
+        near = nearest(sorted(keys), t)
+        content = hashlib.blake2b(repr((motion.key, t, near, absent & {*near})).encode(), digest_size=16)
+        for n in near:
+            content.update(keys[n].tobytes())
+        files = {way: f"{content.hexdigest()}-{way}" for way in ways}
+        known = {way: kept for way, file in files.items() if (kept := self._kept.load(file)) is not None}
+        if len(known) == len(ways):
+            return {way: score for way, (score, _) in known.items()}, known[ways[0]][1]
+        carried = {n: warp(keys[n], motion.enlarge(self._chain(motion, n, t))) for n in near}
+        found = {"shape": between(keys, t, absent), "motion": between(carried, t, absent)}
+        found[BLEND] = 0.5 * (found["shape"] + found["motion"])
+        agreed = dice(*(carried[n] > 0 for n in around(near, t)))
+        # Half a pixel inside the border is a little above one half.
+        return {way: self._kept.keep(files[way], expit(found[way]), agreed) for way in ways}, agreed
 
     def _motion_of(self, frames: GreyFrames) -> Motion:
         if self._motion is None or self._motion[0] is not frames:
@@ -119,3 +124,8 @@ class Propagation:
             number, field = next(walk)
             known[number] = field
         return known[t]
+
+
+def _distances(key_masks: KeyMasks) -> tuple[dict[int, Distances], set[int]]:
+    """Signed distances of the key frames, and those that lack the class."""
+    return key_distances(key_masks), {n for n, mask in key_masks.items() if not mask.any()}

@@ -148,10 +148,10 @@ def flag_frames(classes: Sequence[ClassQuality], keys: Sequence[int], threshold:
             for quality in classes:
                 if quality.confidence[t] < threshold:
                     reasons.append(f"{quality.name}: confidence is {quality.confidence[t]:.2f}")
-                for other in (t - 1, t + 1):
+                for other, told in ((t - 1, "before"), (t + 1, "after")):
                     change = _change(int(quality.area[t]), int(quality.area[other]))
                     if change > log(_JUMP):
-                        reasons.append(f"{quality.name}: its area changes suddenly against frame {other}")
+                        reasons.append(f"{quality.name}: its area changes suddenly against the frame {told}")
         if reasons:
             flags[t] = reasons
     return flags

@@ -19,11 +19,16 @@ from numpy.typing import NDArray
 from rich.progress import track
 from scipy import ndimage
 
+from uscl.errors import InputError
 from uscl.pseudo_label.engine import GreyFrames
 
 log = logging.getLogger(__name__)
 Field = NDArray[np.float32]
 """Where a pixel comes from, in pixels of the whole frame, as an offset (row, column) [2, row, column]."""
+
+
+_LEVELS = 4
+"""Of the pyramid at most: frames are halved from one to the next."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,14 @@ class Registration:
     smoothness: float = 2.0
     iterations: tuple[int, ...] = (20, 15)
 
+    def __post_init__(self) -> None:
+        if self.longest < 16 or self.blur < 0 or self.smoothness < 0:
+            raise InputError(f"registration: longest is {self.longest}, blur {self.blur} and smoothness "
+                             f"{self.smoothness}; expected at least 16, 0 and 0")  # fmt: skip
+        if not 1 <= len(self.iterations) <= _LEVELS or min(self.iterations) < 1:
+            raise InputError(f"registration: iterations are {self.iterations}; expected at least 1 on each of 1 to "
+                             f"{_LEVELS} levels")  # fmt: skip
+
 
 class Motion:
     """Displacements between the frames of one sweep, each found when it is asked for first.
@@ -51,6 +64,9 @@ class Motion:
         settings: how.
         folder: where displacements are kept, so that another run, with more key frames or after an interruption, need
             not find them again; None keeps them in memory alone.
+
+    Attributes:
+        key: differs whenever the displacements would.
     """
 
     def __init__(self, frames: GreyFrames, settings: Registration = Registration(), folder: Path | None = None) -> None:
@@ -59,10 +75,9 @@ class Motion:
         self._factor = max(1.0, max(self.shape) / settings.longest)
         self._reduced = [_reduce(frame, self._factor, settings.blur) for frame in frames]
         self._steps: dict[tuple[int, int], Field] = {}
-        self._folder = None
-        if folder is not None:
-            key = hashlib.sha256(frames.tobytes() + repr((frames.shape, settings)).encode()).hexdigest()[:16]
-            self._folder = folder / f"motion-{key}"
+        self.key = hashlib.sha256(frames.tobytes() + repr((frames.shape, settings)).encode()).hexdigest()[:16]
+        self._folder = None if folder is None else folder / f"motion-{self.key}"
+        if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def find_all(self) -> None:

@@ -190,7 +190,8 @@ class SegGptEngine:
             groups: dict[int, list[_Pass]] = {}
             for way in pending:
                 way.content.update(frames[way.todo[0]].tobytes())
-                known = self._kept.load(way.content.hexdigest())
+                kept = self._kept.load(way.content.hexdigest())
+                known = None if kept is None else kept[0]
                 if not any(keys[key].any() for key in way.keys):
                     known = np.zeros(shape, np.float32)
                 if known is None:

@@ -47,7 +47,7 @@ class LabelledSweep:
         quality: by class id.
         flags: frames that should not be trusted, with the reasons.
         cleaned: pixels that the clean-up took away and added, by class id; empty without it.
-        compared: mean Dice of the masks with another engine's over frames that are no key frames, by class id.
+        compared: Dice of the masks with another engine's over all frames that are no key frames, by class id.
     """
 
     labels: NDArray[np.int32]
@@ -87,14 +87,11 @@ def label_sweep(
         other: another engine to compare with; its masks are not used.
 
     Raises:
-        InputError: fewer than two key frames, or nothing annotated on any.
+        InputError: see :func:`check_key_frames`.
     """
+    classes = check_key_frames(key_frames, frames.shape, names)
     keys = sorted(key_frames)
     annotated = np.stack([key_frames[number] for number in keys])
-    classes = [number for number in sorted(names) if (annotated == number).any()]
-    if len(keys) < 2 or not classes:
-        raise InputError(f"{len(keys)} key frame(s) with {len(classes)} classes: annotate at least the first and the "
-                         "last frame on which a structure is to be labelled")  # fmt: skip
     wanted = [t for t in range(len(frames)) if t not in key_frames]
     best = np.full((len(wanted), *frames.shape[1:]), 0.5, np.float32)
     labels = np.zeros(frames.shape, np.int32)
@@ -120,6 +117,25 @@ def label_sweep(
     }
     flags = flag_frames(list(quality.values()), keys, check.threshold)
     return LabelledSweep(labels, tuple(keys), quality, flags, cleaned, compared)
+
+
+def check_key_frames(
+    key_frames: Mapping[int, Labels], shape: tuple[int, ...], names: Mapping[int, str]
+) -> list[int]:  # fmt: skip
+    """The classes that are annotated, in order.
+
+    Raises:
+        InputError: fewer than two key frames, nothing annotated on any, or one that is not of the sweep.
+    """
+    for number, labels in key_frames.items():
+        if not 0 <= number < shape[0] or labels.shape != tuple(shape[1:]):
+            raise InputError(f"key frame {number} of {list(labels.shape)} pixels: the sweep has frames 0 to "
+                             f"{shape[0] - 1} of {list(shape[1:])}")  # fmt: skip
+    classes = [number for number in sorted(names) if any((labels == number).any() for labels in key_frames.values())]
+    if len(key_frames) < 2 or not classes:
+        raise InputError(f"{len(key_frames)} key frame(s) with {len(classes)} classes: annotate at least the first and "
+                         "the last frame on which a structure is to be labelled")  # fmt: skip
+    return classes
 
 
 def trusted_runs(count: int, flags: Mapping[int, list[str]], least: int) -> list[tuple[int, int]]:
