@@ -65,7 +65,7 @@ JOBS ?= 2
 ablation: .venv/installed ## Tables 3, 4 and 5 in small, three seeds; an hour and a half on two cores; interrupted, it goes on
 	$(BIN)/uscl simulate ultrasound --out $(ABLATION)/data --patients 20 --workers 2
 	for name in eval_us eval_amos eval_totalsegmentator eval_brats; do \
-	  test -f $(ABLATION)/untouched/$$name/rows.csv || \
+	  grep -qs '"status": "finished"' $(ABLATION)/untouched/$$name/run.json || \
 	  $(BIN)/uscl test --config experiments/$$name.yaml $(SMALL) \
 	    $$(test $$name = eval_us && echo --config experiments/ablation/testing_us.yaml) \
 	    --trainer.default_root_dir $(ABLATION)/untouched/$$name --overwrite || exit; \

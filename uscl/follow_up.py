@@ -17,18 +17,23 @@ from uscl.run_folder import SHARED, end_record
 
 log = logging.getLogger(__name__)
 
-# A test is a program of its own, not one more process of the training that it follows.
+# A test is a program of its own, not one more process or W&B run of the training that it follows.
 _DISTRIBUTED = {SHARED, "PL_GLOBAL_SEED", "LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-                "GROUP_RANK", "LOCAL_WORLD_SIZE"}  # fmt: skip
+                "GROUP_RANK", "LOCAL_WORLD_SIZE", "WANDB_SWEEP_ID", "WANDB_RUN_ID",
+                "WANDB_SWEEP_PARAM_PATH"}  # fmt: skip
 
 
 def parse_experiments(experiments: Sequence[str]) -> dict[str, list[str]]:
     """Arguments of each experiment, its file first, by the name that its results get.
 
     Raises:
-        InputError: a file is not there, or two have the same name.
+        InputError: a file is not there, two have the same name, or quotation marks are left open.
     """
-    commands = {Path(parts[0]).stem: parts for given in experiments if (parts := shlex.split(given))}
+    try:
+        split = [shlex.split(given) for given in experiments]
+    except ValueError as error:
+        raise InputError(f"--test_with: {', '.join(experiments)}: {str(error).lower()}") from error
+    commands = {Path(parts[0]).stem: parts for parts in split if parts}
     for file, *_ in commands.values():
         if not Path(file).expanduser().is_file():
             raise InputError(f"--test_with: {file}: no such file; give experiments, as to `uscl test --config`")
@@ -59,7 +64,7 @@ def run_tests(
             f"--test_with: {run} holds no adapter; what pre-training leaves is tested with --model.weights"
         )
     environment = {name: value for name, value in os.environ.items()
-                   if name not in _DISTRIBUTED and not name.startswith("SLURM_")}  # fmt: skip
+                   if name not in _DISTRIBUTED and not name.startswith(("SLURM_", "TORCHELASTIC_"))}  # fmt: skip
     end_record(run, "testing")
     for name, (file, *options) in commands.items():
         log.info("Testing with %s", file)

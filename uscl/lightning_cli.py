@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -47,6 +48,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed from.*")
     # A data set without a validation side.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
+    # The run folder is the run's own, but W&B has begun in it before metrics.csv.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty.*")
     # main(args) is called from Python on purpose.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.trainer"):
@@ -123,6 +126,9 @@ class UsclCLI(LightningCLI):
         if config.get("ckpt_path"):
             _check_readable(config.ckpt_path)
         wanted = config.trainer.default_root_dir or f"runs/{self.subcommand}"
+        if _of_agent():
+            # Agents that begin at the same time would take the same folder.
+            wanted = f"{wanted}-{os.environ['WANDB_RUN_ID']}"
         if config.trainer.fast_dev_run:
             return
         if config.resume:
@@ -154,7 +160,7 @@ class UsclCLI(LightningCLI):
                       config.trainer.accelerator, self.trainer.loggers)  # fmt: skip
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the callbacks that make a run leave something behind, and a CSV logger where none is chosen."""
+        """Adds the callbacks that make a run leave something behind, and a CSV logger beside those that are chosen."""
         config = self.config[self.subcommand].trainer
         folder = config.default_root_dir
         callbacks: list[Callback] = [CostMeter(), AdapterExport(), WeightsExport(), MaskWriter()]
@@ -166,10 +172,21 @@ class UsclCLI(LightningCLI):
                 latest = ModelCheckpoint(f"{folder}/checkpoints", "last", save_on_train_epoch_end=True,
                                          enable_version_counter=False)  # fmt: skip
                 callbacks.append(latest)
-            if config.logger is None or config.logger is True:
-                kwargs["logger"] = CSVLogger(folder, name="", version="")
+            if config.logger is not False:
+                chosen = _as_list(self.config_init[self.subcommand].trainer.logger)
+                if not chosen and _of_agent():
+                    chosen = [WandbLogger(save_dir=folder)]
+                if not any(isinstance(logger, CSVLogger) for logger in chosen):
+                    # Beside any other: a sweep reads its metric there.
+                    chosen = [*chosen, CSVLogger(folder, name="", version="")]
+                kwargs["logger"] = chosen
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+def _of_agent() -> bool:
+    """Whether this is a cell that ``wandb agent`` has begun: W&B waits for its metric then."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
 def _as_list(given: Any) -> list[Any]:

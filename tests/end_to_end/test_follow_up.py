@@ -85,6 +85,24 @@ def test_one_command_trains_tests_and_tells_the_cost(small, tmp_path):
     assert cost.joules is None
 
 
+@pytest.mark.usefixtures("own_wandb_run")
+def test_a_cell_of_an_agent_tells_wandb_its_metric(small, tmp_path, monkeypatch):
+    """In a folder of its own, whatever other agents run, and without a logger in the experiment."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abcd1234")
+    monkeypatch.setenv("WANDB_RUN_ID", "efgh5678")
+    wandb.teardown()  # it read the environment when it was first used
+    also = json.dumps([f"{EXPERIMENTS / 'eval_us.yaml'} --config {small / 'test.yaml'}"])
+    assert fit(small, "--trainer.default_root_dir", str(tmp_path / "run"), "--test_with", also) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run-efgh5678"]
+    run = tmp_path / "run-efgh5678"
+    logged = [path.parent.name.rsplit("-", 1)[-1] for path in run.rglob("run-*.wandb")]
+    assert logged == ["efgh5678"], "the test is no W&B run of its own"
+    assert list((run / "wandb").rglob("*.table.json"))
+    # Beside W&B, for `uscl sweep`.
+    assert "val/dice" in (run / "metrics.csv").read_text().splitlines()[0]
+
+
 def test_a_test_that_fails_is_told_and_leaves_the_run_unfinished(small, tmp_path, capsys):
     run = tmp_path / "run"
     (tmp_path / "wrong.yaml").write_text("model: {class_path: Nothing}")
@@ -100,6 +118,8 @@ def test_what_cannot_be_tested_with_is_told_before_the_training(small, tmp_path,
         (tmp_path / folder / "x.yaml").touch()
     assert fit(small, *args, "--test_with", f"[{tmp_path}/a/x.yaml, {tmp_path}/b/x.yaml]") == 2
     assert "a file name of its own" in capsys.readouterr().err
+    assert fit(small, *args, "--test_with", '["x.yaml --data.root \'a b"]') == 2
+    assert "no closing quotation" in capsys.readouterr().err
     assert fit(small, *args, "--test_with", "[nowhere.yaml]") == 2
     assert "nowhere.yaml: no such file" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

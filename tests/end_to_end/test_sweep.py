@@ -2,10 +2,12 @@
 
 import copy
 import csv
+import io
 import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,15 +87,49 @@ def test_cells_that_run_together_share_cores_and_gpus(monkeypatch):
     monkeypatch.setattr(command.os, "cpu_count", lambda: 8)
     together, seen = threading.Barrier(4, timeout=20), []
 
-    def cell(place) -> None:
+    def cell(place, wait) -> bool:
         together.wait()
         seen.append((place["CUDA_VISIBLE_DEVICES"], place["OMP_NUM_THREADS"]))
+        return True
 
     assert sorted(command._run_here({str(number): cell for number in range(8)}, 4)) == list("01234567")
     assert sorted(seen) == [("2", "2")] * 4 + [("5", "2")] * 4
     seen.clear()
-    assert list(command._run_here({"a": seen.append}, 1)) == ["a"]
+    assert list(command._run_here({"a": lambda place, wait: not seen.append(place)}, 1)) == ["a"]
     assert seen == [{}], "one at a time has everything"
+
+
+def test_what_runs_elsewhere_is_passed_over_and_waited_for_last():
+    """Two calls that wait for each other's cells would be no faster than one."""
+    from uscl.commands.sweep import _run_here
+
+    tried = []
+
+    def cell(name, place, wait) -> bool:
+        tried.append((name, wait))
+        return name != "busy" or wait
+
+    assert list(_run_here({name: partial(cell, name) for name in ("busy", "a", "b")}, 1)) == ["a", "b", "busy"]
+    assert tried == [("busy", False), ("a", False), ("b", False), ("busy", True)]
+
+
+def test_after_ctrl_c_no_further_cell_begins():
+    from uscl.commands.sweep import _run_here
+
+    begun = []
+
+    def cell(name, place, wait) -> bool:
+        begun.append(name)
+        time.sleep(0.2)
+        return True
+
+    def interrupted() -> None:
+        for _ in _run_here({name: partial(cell, name) for name in range(20)}, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(begun) <= 2
 
 
 def test_a_cell_that_runs_elsewhere_is_waited_for(tmp_path):
@@ -120,10 +156,75 @@ time.sleep(3)
         while not (tmp_path / "a" / "times").is_file() and time.monotonic() < until:
             time.sleep(0.05)
         first.kill()
-    run_cell(tmp_path, "a", command)
+    assert not run_cell(tmp_path, "a", command, wait=False)
+    assert run_cell(tmp_path, "a", command)
     assert json.loads((tmp_path / "a" / "run.json").read_text()) == {"status": "finished"}
     assert (tmp_path / "a" / "times").read_text() == "x"
     assert (tmp_path / "logs" / "a.log").read_text() == "said\n"
+
+
+def test_a_cell_that_was_killed_before_it_had_a_record_is_run(tmp_path):
+    """W&B has written into its folder already, which --overwrite would not take for a run's."""
+    from uscl.commands.sweep import run_cell
+
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "a" / "wandb").mkdir(parents=True)
+    run_cell(tmp_path, "a", [sys.executable, "-c", f"import os; os.mkdir({str(tmp_path / 'a')!r})"])
+    assert list((tmp_path / "a").iterdir()) == []
+    # What has a record is left to --overwrite.
+    (tmp_path / "a" / "run.json").write_text('{"status": "running"}')
+    (tmp_path / "a" / "notes.txt").touch()
+    run_cell(tmp_path, "a", [sys.executable, "-c", ""])
+    assert (tmp_path / "a" / "notes.txt").is_file()
+
+
+def test_calls_that_begin_at_the_same_time_share_a_folder(tmp_path):
+    import threading
+
+    from uscl.commands.sweep import _claim
+
+    content = {"command": ["uscl", "fit", "${args}"], "method": "grid", "parameters": {"a": {"values": [1]}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    asked, together, wrong = read_sweep_file(tmp_path / "s.yaml"), threading.Barrier(8, timeout=20), []
+
+    def call(folder: Path) -> None:
+        together.wait()
+        try:
+            _claim(folder, asked)
+        except Exception as error:
+            wrong.append(error)
+
+    for number in range(5):
+        threads = [threading.Thread(target=call, args=(tmp_path / f"out{number}",)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert json.loads((tmp_path / f"out{number}" / "sweep.json").read_text())["command"] == content["command"]
+    assert wrong == []
+
+
+def test_table_shows_values_as_they_are():
+    from rich.console import Console
+
+    from uscl.commands.sweep import _table
+    from uscl.commands.sweep_file import SweepFile
+
+    asked = SweepFile(("${args}",), ({"classes": "[liver]", "lr": 1e-5},), None, False)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(_table("x", [{"classes": "[liver]", "lr": 1e-5, "status": "finished"}], asked))
+    text = console.export_text()
+    assert "[liver]" in text
+    assert "1e-05" in text
+
+
+def test_a_cell_that_never_began_is_told(tmp_path):
+    """A job that SLURM ended before it ran leaves no log."""
+    from uscl.commands.sweep import _reason
+
+    assert _reason(tmp_path / "logs" / "a.log") == "it never began"
+    (tmp_path / "slurm").mkdir()
+    assert str(tmp_path / "slurm") in _reason(tmp_path / "logs" / "a.log")
 
 
 def test_nothing_else_is_taken_for_a_sweep(tmp_path, capsys, monkeypatch):
@@ -169,6 +270,52 @@ def test_sweep_files_mean_the_same_to_wandb_and_to_our_command_line(file, tmp_pa
     assert config["seed_everything"] == asked.cells[-1]["seed_everything"]
 
 
+def test_values_reach_the_parser_as_what_they_are(tmp_path, capsys):
+    content = {
+        "command": ["uscl", "fit", "--config", str(EXPERIMENTS / "lora.yaml"), "${args}"], "method": "grid",
+        "parameters": {
+            "model.vcl_adapter": {"value": None}, "model.adapter": {"value": "a folder/with space.x"},
+            "model.tuning.projections": {"values": [["q", "out"]]}, "model.clicks.accumulate": {"value": True},
+            "model.tuning.dropout": {"value": 1e-5},
+        },
+    }  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    asked = read_sweep_file(tmp_path / "s.yaml")
+    with pytest.raises(SystemExit):
+        main([*cell_command(asked.command, asked.cells[0], tmp_path / "out")[3:], "--print_config"])
+    options = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert (options["vcl_adapter"], options["adapter"]) == (None, "a folder/with space.x")
+    assert options["clicks"]["accumulate"] is True
+    assert options["tuning"]["init_args"]["projections"] == ["q", "out"]
+    assert options["tuning"]["init_args"]["dropout"] == 1e-5
+
+
+def test_variables_of_the_environment_are_filled_in(monkeypatch, tmp_path):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command
+
+    monkeypatch.setenv("LENGTH", "7")
+    given = ["uscl", "fit", "--trainer.max_epochs=${envvar:LENGTH}", "--x=${envvar:ABSENT_HERE}", "${args}"]
+    ours = cell_command(tuple(given), {"a": 1}, tmp_path)[3:-2]
+    assert ours == [*create_sweep_command(copy.copy(given))[1:-1], "--a=1"]
+
+
+def test_run_cap_holds_for_a_grid_too(tmp_path):
+    content = {"command": ["uscl", "fit", "${args}"], "method": "grid", "run_cap": 2,
+               "parameters": {"a": {"values": [1, 2, 3]}}}  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert [cell["a"] for cell in read_sweep_file(tmp_path / "s.yaml").cells] == [1, 2]
+
+
+def test_random_values_follow_their_probabilities(tmp_path):
+    content = {
+        "command": ["uscl", "fit", "${args}"], "method": "random", "run_cap": 200,
+        "parameters": {"a": {"values": ["rare", "often"], "probabilities": [0.1, 0.9]}, "b": {"min": 0.0, "max": 1.0}},
+    }  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    drawn = [cell["a"] for cell in read_sweep_file(tmp_path / "s.yaml").cells]
+    assert 5 < drawn.count("rare") < 40
+
+
 def test_random_cells_are_the_same_every_time_and_can_be_continued(tmp_path):
     file = tmp_path / "random.yaml"
     content = {
@@ -198,6 +345,13 @@ def test_random_cells_are_the_same_every_time_and_can_be_continued(tmp_path):
         ({"command": ["uscl", "fit"]}, r"lacks \$\{args\}"),
         ({"command": "uscl fit ${args}"}, "command must be a list"),
         ({"metric": "val/dice"}, "metric have name and goal"),
+        ({"metric": {"name": ["a"]}}, "metric have name and goal"),
+        ({"metric": {"name": "val/dice", "goal": "maximise"}}, "minimize or maximize, found 'maximise'"),
+        ({"run_cap": 0}, "run_cap is the number of cells"),
+        ({"program": "train.py", "command": ["${env}", "${program}", "${args}"]}, "program is 'train.py'"),
+        ({"parameters": {"a": {"values": [1], "probabilites": [1]}}}, "probabilites is not known here"),
+        ({"parameters": {"a": {"values": [1, 2], "probabilities": [1]}}}, "one number from 0 to 1 for each"),
+        ({"parameters": {"a": {"values": [1, 2], "probabilities": [0.1, 0.1]}}}, "add up to 1"),
         ({"parameters": {"a": 3}}, "parameter a: expected value, values"),
         ({"parameters": {"a": {"values": 3}}}, "values must be a list"),
         ({"parameters": {"a": {"values": []}}}, "values must be a list"),
@@ -234,5 +388,6 @@ def test_a_cell_that_is_asked_for_twice_is_run_once(tmp_path):
 def test_commands_of_something_else_are_not_run(tmp_path):
     with pytest.raises(InputError, match="expected uscl"):
         cell_command(("rm", "${args}"), {"a": 1}, tmp_path)
-    with pytest.raises(InputError, match="macro"):
-        cell_command(("uscl", "${args_no_hyphens}", "${args}"), {"a": 1}, tmp_path)
+    for macro in ("${args_no_hyphens}", "--x=${program}"):
+        with pytest.raises(InputError, match="macro"):
+            cell_command(("uscl", macro, "${args}"), {"a": 1}, tmp_path)

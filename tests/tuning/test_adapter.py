@@ -64,7 +64,7 @@ def test_files_that_are_no_adapters(tmp_path):
         load_adapter(tmp_path / "plain.safetensors")
 
 
-@pytest.mark.parametrize("change", ["method", "field", "part", "tensor", "shape", "json"])
+@pytest.mark.parametrize("change", ["method", "field", "key", "part", "tensor", "shape", "json"])
 def test_descriptions_of_a_later_version_are_named(tmp_path, change):
     """Neither an unknown method nor a missing tensor may come out as a traceback, or as a model half loaded."""
     from safetensors import safe_open
@@ -81,8 +81,10 @@ def test_descriptions_of_a_later_version_are_named(tmp_path, change):
         described["tuning"]["encoder"]["method"] = "DoRA"
     elif change == "field":
         described["tuning"]["encoder"]["magnitude"] = True
-    elif change == "part":
+    elif change == "key":
         described["colour"] = "blue"
+    elif change == "part":
+        described["tuning"]["head"] = described["tuning"]["decoder"]
     elif change == "tensor":
         del tensors[first]
     elif change == "shape":

@@ -35,9 +35,9 @@ METHODS = {
 each = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
 
-def loss_of(model: SamMed3D) -> torch.Tensor:
+def loss_of(model: SamMed3D, patch: int = 5) -> torch.Tensor:
     """A training step of stage 2, with clicks and masks, on one patch."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(patch)
     image = torch.randn(1, 1, 64, 64, 64, generator=generator)
     target = torch.zeros(1, 1, 64, 64, 64)
     target[..., 20:40, 20:40, 20:40] = 1
@@ -169,10 +169,10 @@ def one_of_two(rank: int, folder: str) -> None:
         method.apply(model)
         # Every declared parameter has to get a gradient, or DDP stops with an error in the second step.
         shared = torch.nn.parallel.DistributedDataParallel(_Loss(model))
-        for _ in range(2):
-            shared().backward()
-        if rank == 0:
-            torch.save({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, f"{folder}/{name}.pt")
+        for step in range(2):
+            shared(2 * step + rank).backward()
+        found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        torch.save(found, f"{folder}/{name}.{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -181,23 +181,32 @@ class _Loss(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self) -> torch.Tensor:
-        return loss_of(self.model)
+    def forward(self, patch: int) -> torch.Tensor:
+        return loss_of(self.model, patch)
 
 
 def test_two_processes_equal_one(tmp_path):
+    """Each has patches of its own; together they have the gradients of one process with all of them."""
     spawn(one_of_two, (str(tmp_path),), nprocs=2)
     for name, method in METHODS.items():
         torch.manual_seed(0)
         model = load_trunk("tiny", None).model.eval()
         method.apply(model)
-        for _ in range(2):
-            loss_of(model).backward()
-        together = torch.load(tmp_path / f"{name}.pt")
+        for patch in range(4):
+            (loss_of(model, patch) / 2).backward()
         alone = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        assert set(together) == set(alone)
-        for key, gradient in alone.items():
-            torch.testing.assert_close(together[key], gradient, rtol=1e-3, atol=1e-6, msg=f"{name}: {key}")
+        for rank in range(2):
+            together = torch.load(tmp_path / f"{name}.{rank}.pt")
+            assert set(together) == set(alone)
+            for key, gradient in alone.items():
+                torch.testing.assert_close(together[key], gradient, rtol=1e-3, atol=1e-6, msg=f"{name}: {key}")
+
+
+@each
+def test_what_is_added_has_the_precision_of_the_model(method):
+    model = load_trunk("tiny", None).model.to(torch.bfloat16)
+    method.apply(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("kind", ["none", "in"])

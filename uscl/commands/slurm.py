@@ -40,7 +40,9 @@ class Slurm:
     setup: tuple[str, ...] = ()
 
 
-def run_on_slurm(folder: Path, cells: Mapping[str, Callable[[], None]], options: Slurm, at_once: int) -> Iterator[str]:
+def run_on_slurm(
+    folder: Path, cells: Mapping[str, Callable[[], object]], options: Slurm, at_once: int
+) -> Iterator[str]:
     """Submits cells as one job array and yields each when it has ended, well or not.
 
     Cells that an earlier, interrupted call submitted and that still wait or run are waited for, not submitted again;

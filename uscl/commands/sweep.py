@@ -8,6 +8,8 @@ import json
 import logging
 import math
 import os
+import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,6 +20,7 @@ from queue import Queue
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -47,7 +50,7 @@ def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False, slurm: Slur
     commands = {cell_name(cell): cell_command(asked.command, cell, folder / cell_name(cell)) for cell in asked.cells}
     if dry_run:
         for command in commands.values():
-            log.info("%s", " ".join(command))
+            log.info("%s", shlex.join(command))
         return
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, found {jobs}")
@@ -67,8 +70,11 @@ def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False, slurm: Slur
                          f"{folder / 'logs'}); run again to repeat them alone")  # fmt: skip
 
 
-def _run_here(cells: Mapping[str, Callable[..., None]], jobs: int) -> Iterator[str]:
-    """Runs cells on this machine, each with its share of the cores and of the GPUs, and yields each that has ended."""
+def _run_here(cells: Mapping[str, Callable[..., bool]], jobs: int) -> Iterator[str]:
+    """Runs cells on this machine, each with its share of the cores and of the GPUs, and yields each that has ended.
+
+    Cells that another call runs are waited for last, when there is nothing else to do.
+    """
     places: Queue[dict[str, str]] = Queue()
     devices, cores = _visible_devices() if jobs > 1 else [], (os.cpu_count() or 1) // jobs
     for place in range(jobs):
@@ -78,18 +84,27 @@ def _run_here(cells: Mapping[str, Callable[..., None]], jobs: int) -> Iterator[s
             own["OMP_NUM_THREADS"] = str(max(1, cores))
         places.put(own)
 
-    def run(cell: Callable[..., None]) -> None:
+    def run(cell: Callable[..., bool], wait: bool) -> bool:
         place = places.get()
         try:
-            cell(place)
+            return cell(place, wait)
         finally:
             places.put(place)
 
     with ThreadPoolExecutor(jobs) as pool:
-        names = {pool.submit(run, cell): name for name, cell in cells.items()}
-        for done in as_completed(names):
-            done.result()
-            yield names[done]
+        try:
+            elsewhere = list(cells)
+            for wait in (False, True):
+                names = {pool.submit(run, cells[name], wait): name for name in elsewhere}
+                elsewhere = []
+                for done in as_completed(names):
+                    if done.result():
+                        yield names[done]
+                    else:
+                        elsewhere.append(names[done])
+        finally:
+            # Interrupted, what has not begun must not begin: the pool would run all of it before it ends.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _visible_devices() -> list[str]:
@@ -101,44 +116,64 @@ def _visible_devices() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def run_cell(folder: Path, name: str, command: list[str], place: Mapping[str, str] | None = None) -> None:
+def run_cell(
+    folder: Path, name: str, command: list[str], place: Mapping[str, str] | None = None, wait: bool = True
+) -> bool:
     """Runs one cell as a program of its own, its output into ``logs/NAME.log``.
 
     The cell holds a lock on its log for as long as it lives. Several calls on one folder, on this machine or from the
-    nodes of a cluster, thus share the cells out: who finds a cell running waits for it and does not run it again.
+    nodes of a cluster, thus share the cells out: who finds a cell running turns to another, or waits for it and does
+    not run it again if it finished.
 
     Args:
         folder: of the sweep.
         name: of the cell.
         command: its program.
         place: variables of the environment that say where it computes.
+        wait: for a cell that runs elsewhere.
+
+    Returns:
+        Whether the cell has ended; False if it runs elsewhere and is not to be waited for.
     """
     # What SLURM says of the job is not meant for the processes that a cell starts itself.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")} | dict(place or {})
     with (folder / "logs" / f"{name}.log").open("a", encoding="utf-8") as stream:
         # The program inherits the lock with the log: it outlives a call that is killed.
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
         if _record(folder / name).get("status") != FINISHED:
             stream.truncate(0)
+            if not (folder / name / RECORD).exists():
+                # Killed before it had a record; --overwrite would not take it for a run.
+                shutil.rmtree(folder / name, ignore_errors=True)
             subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
+    return True
 
 
 def _claim(folder: Path, asked: SweepFile) -> None:
     """Takes an empty folder, or one that holds cells of the same command; refuses any other."""
     mark, told = folder / "sweep.json", command_mark(asked)
-    if not mark.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder}: holds something else than a sweep; choose another --out")
-        (folder / "logs").mkdir(parents=True)
-        mark.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        return
+    held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if (held and mark.name not in held) or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder}: holds something else than a sweep; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with mark.open("a+", encoding="utf-8") as stream:
+        # Two calls that begin at the same time: the second reads what the first wrote.
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        text = stream.read()
+        if not text:
+            stream.write(json.dumps(told, indent=2) + "\n")
     try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
+        found = json.loads(text) if text else told
     except ValueError:
         found = None
     if found != told:
         raise InputError(f"{folder}: holds the cells of another command, or of other contents of its YAML files; "
                          "choose another --out")  # fmt: skip
+    (folder / "logs").mkdir(exist_ok=True)
 
 
 def _record(run: Path) -> dict[str, Any]:
@@ -179,6 +214,9 @@ def _last_value(file: Path, metric: str) -> float:
 
 def _reason(file: Path) -> str:
     """The line of a log that says why a cell failed: the innermost reason of the parser, or the last word of Python."""
+    if not file.is_file():
+        slurm = file.parents[1] / "slurm"
+        return f"it never began; what SLURM said lies in {slurm}" if slurm.is_dir() else "it never began"
     lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     parser = [line[2:] for line in lines if line.startswith("- ") and not line.startswith(("- Expected", "- Does not"))]
     if "Errors:" in lines and parser:
@@ -188,10 +226,13 @@ def _reason(file: Path) -> str:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    """Writes the table in one step: another call may write it at the same time."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    unfinished.replace(path)
 
 
 def _table(title: str, rows: list[dict[str, Any]], asked: SweepFile) -> Table:
@@ -199,12 +240,15 @@ def _table(title: str, rows: list[dict[str, Any]], asked: SweepFile) -> Table:
     metric, sign = asked.metric, -1 if asked.maximise else 1
     if metric is not None:
         rows = sorted(rows, key=lambda row: math.inf if math.isnan(row[metric]) else sign * row[metric])
-    table = Table(title=title)
+    table = Table(title=escape(title))
     columns = [*asked.cells[0], "status", *([metric] if metric else [])]
     for column in columns:
-        table.add_column(column.removeprefix("model."))
+        table.add_column(escape(column.removeprefix("model.")))
     for row in rows:
         table.add_row(
-            *(f"{row[column]:.4f}" if isinstance(row[column], float) else str(row[column]) for column in columns)
+            *(
+                f"{row[column]:.4g}" if isinstance(row[column], float) else escape(str(row[column]))
+                for column in columns
+            )
         )
     return table

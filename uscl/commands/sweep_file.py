@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import random
 import re
 import sys
@@ -19,6 +20,7 @@ from uscl.errors import InputError
 from uscl.seeds import derive_seed
 
 _KNOWN = {"program", "command", "method", "metric", "parameters", "run_cap", "name", "description", "project", "entity"}
+_PARAMETER = {"value", "values", "min", "max", "distribution", "probabilities"}
 _MACROS = {"${env}": ["/usr/bin/env"], "${interpreter}": ["python"], "${program}": ["uscl"]}
 
 
@@ -56,22 +58,27 @@ def read_sweep_file(path: Path) -> SweepFile:
     if unknown := sorted(set(map(str, content)) - _KNOWN):
         raise InputError(f"{path}: {', '.join(unknown)} needs W&B's server; leave it out, or use `wandb sweep`")
     command, metric = content.get("command") or ["${env}", "${program}", "${args}"], content.get("metric") or {}
-    if not isinstance(command, list) or not isinstance(metric, dict):
+    if not isinstance(command, list) or not isinstance(metric, dict) or not isinstance(metric.get("name", ""), str):
         raise InputError(
             f"{path}: command must be a list, found {command!r}, and metric have name and goal, {metric!r}"
         )
+    if (goal := metric.get("goal", "minimize")) not in ("minimize", "maximize"):
+        raise InputError(f"{path}: the goal of the metric is minimize or maximize, found {goal!r}")
+    if content.get("program", "uscl") != "uscl" and "${program}" in command:
+        raise InputError(f"{path}: the program is {content['program']!r}; expected uscl")
     if "${args}" not in command:
         raise InputError(f"{path}: the command lacks ${{args}}, so that no cell would differ from another")
     parameters = {str(name): _parameter(path, name, told) for name, told in content["parameters"].items()}
     if content.get("method") == "grid":
-        cells = _grid(path, parameters)
+        cells = _grid(path, parameters)[: _run_cap(path, content.get("run_cap"))]
     elif content.get("method") == "random":
-        cells = _random(path, parameters, content.get("run_cap"))
+        cells = _random(path, parameters, _run_cap(path, content.get("run_cap")))
     else:
         raise InputError(f"{path}: method is {content.get('method')!r}; without a server there are grid and random")
     unique = {json.dumps(cell, default=str): cell for cell in cells}
-    return SweepFile(tuple(str(part) for part in command), tuple(unique.values()), metric.get("name"),
-                     metric.get("goal", "minimize") == "maximize")  # fmt: skip
+    return SweepFile(
+        tuple(str(part) for part in command), tuple(unique.values()), metric.get("name"), goal == "maximize"
+    )
 
 
 def _parameter(path: Path, name: Any, told: Any) -> dict[str, Any]:
@@ -83,6 +90,27 @@ def _parameter(path: Path, name: Any, told: Any) -> dict[str, Any]:
         raise InputError(
             f"{path}: parameter {name}: values must be a list with something in it, found {told['values']}"
         )
+    if unknown := sorted(set(map(str, told)) - _PARAMETER):
+        raise InputError(f"{path}: parameter {name}: {', '.join(unknown)} is not known here; known are "
+                         f"{', '.join(sorted(_PARAMETER))}")  # fmt: skip
+    if "probabilities" in told:
+        shares, count = told["probabilities"], len(told.get("values", []))
+        if not isinstance(shares, list) or len(shares) != count or not all(_is_share(share) for share in shares):
+            raise InputError(f"{path}: parameter {name}: probabilities must be one number from 0 to 1 for each of its "
+                             f"values, found {shares!r}")  # fmt: skip
+        if not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise InputError(f"{path}: parameter {name}: probabilities must add up to 1, found {shares!r}")
+    return told
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _run_cap(path: Path, told: Any) -> int | None:
+    """The most cells that a file asks for, None if it does not say."""
+    if told is not None and (not isinstance(told, int) or told < 1):
+        raise InputError(f"{path}: run_cap is the number of cells, at least 1; found {told!r}")
     return told
 
 
@@ -95,8 +123,8 @@ def _grid(path: Path, parameters: dict[str, dict[str, Any]]) -> list[dict[str, A
     return [dict(zip(parameters, values, strict=True)) for values in itertools.product(*choices)]
 
 
-def _random(path: Path, parameters: dict[str, dict[str, Any]], count: Any) -> list[dict[str, Any]]:
-    if not isinstance(count, int) or count < 1:
+def _random(path: Path, parameters: dict[str, dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+    if count is None:
         raise InputError(f"{path}: a random search without a server needs run_cap, the number of cells")
     # Cell n is the same in every call, so that a sweep can be taken up and made longer.
     return [{name: _draw(path, name, told, random.Random(derive_seed("sweep", number, name)))
@@ -107,6 +135,8 @@ def _draw(path: Path, name: str, told: dict[str, Any], source: random.Random) ->
     if "value" in told:
         return told["value"]
     if "values" in told:
+        if "probabilities" in told:
+            return source.choices(told["values"], told["probabilities"])[0]
         return source.choice(told["values"])
     low, high = told.get("min"), told.get("max")
     whole = isinstance(low, int) and isinstance(high, int)
@@ -138,18 +168,20 @@ def cell_name(cell: dict[str, Any]) -> str:
 def cell_command(command: tuple[str, ...], cell: dict[str, Any], folder: Path) -> list[str]:
     """The command of a cell with its macros filled in, and the folder it is to write to.
 
-    ``${args}`` becomes ``--name=value`` for every parameter, as W&B's agent has it.
+    ``${args}`` becomes ``--name=value`` for every parameter, as W&B's agent has it; but null and what lists and
+    mappings hold are written so that the parser reads them again as what they are.
 
     Raises:
         InputError: a macro is not known.
     """
     filled: list[str] = []
-    for part in command:
+    for given in command:
+        part = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda found: os.environ.get(found[1], found[1]), given)
         if part == "${args}":
-            filled += [f"--{name}={value}" for name, value in cell.items()]
+            filled += [f"--{name}={_argument(value)}" for name, value in cell.items()]
         elif part in _MACROS:
             filled += _MACROS[part]
-        elif part.startswith("${"):
+        elif "${" in part:
             raise InputError(f"sweep: the macro {part} is not known here; use ${{args}}")
         else:
             filled.append(part)
@@ -160,6 +192,11 @@ def cell_command(command: tuple[str, ...], cell: dict[str, Any], folder: Path) -
     if filled[:1] != ["uscl"]:
         raise InputError(f"sweep: the command runs {filled[0] if filled else 'nothing'!r}; expected uscl")
     return [sys.executable, "-m", *filled, f"--trainer.default_root_dir={folder}", "--overwrite"]
+
+
+def _argument(value: Any) -> str:
+    """A value as the command line takes it."""
+    return json.dumps(value, default=str) if value is None or isinstance(value, list | dict) else str(value)
 
 
 def command_mark(asked: SweepFile) -> dict[str, Any]:

@@ -123,6 +123,8 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         described["tuning"] = {
             part: _METHODS[options.pop("method")](**options) for part, options in described["tuning"].items()
         }
+        if unknown := set(described["tuning"]) - set(PARTS):
+            raise ValueError(f"no part {min(unknown)!r}")
         return Adapter(tensors=tensors, **described)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: its description cannot be used ({error!r}); it may come from a newer uscl than "

@@ -84,7 +84,7 @@ class AdaptFormer(TuningMethod):
         for block, mlp_input in _blocks(model, part):
             added = Bottleneck(mlp_input.in_features, self.width, self.scale, self.dropout, self.layer_norm)
             # In the mode of the block, or its dropout would act in a model that predicts.
-            block.adapter = added.to(mlp_input.weight.device).train(block.training)
+            block.adapter = added.to(mlp_input.weight).train(block.training)
 
     def owns(self, name: str) -> bool:
         """The bottlenecks alone."""

@@ -97,7 +97,7 @@ class LoRA(TuningMethod):
                 tuned = loralib.Linear(layer.in_features, layer.out_features, **options)
             tuned.weight, tuned.bias = layer.weight, layer.bias
             tuned.train(layer.training)  # or its dropout would act in a model that predicts
-            setattr(parent, name, tuned.to(layer.weight.device))
+            setattr(parent, name, tuned.to(layer.weight))
 
     def owns(self, name: str) -> bool:
         """A and B of every layer."""
