@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from uscl.comparators import SliceSegmenter, Slicing
+from uscl.comparators import Sam, SliceSegmenter, Slicing
+from uscl.comparators.module import ComparatorModule
 from uscl.comparators.slices import prepare_slices
 from uscl.errors import InputError
 from uscl.prompting import Click, evaluation_rollout
@@ -167,3 +168,9 @@ def test_what_slices_look_like_to_the_model():
 def test_batches_hold_at_least_a_slice():
     with pytest.raises(InputError, match="batch_size"):
         Slicing(batch_size=0)
+
+
+@pytest.mark.parametrize("clicks", [(), (0, 1), (-3,)])
+def test_numbers_of_clicks_that_cannot_be(clicks):
+    with pytest.raises(InputError, match="takes numbers from 1 on"):
+        ComparatorModule(Sam(), clicks)

@@ -7,12 +7,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from uscl.backbone import VARIANTS, build_sam_med3d, save_weights
 from uscl.cli import main
 from uscl.evaluation import read_rows
+from uscl.evaluation.figures import read_slices
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
@@ -172,7 +174,7 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
     objects = len(whole) // 2
     args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
     args += ["--model.adapter", str(runs / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"]
-    scored, score = [], scoring.score
+    scored, score = [], scoring.Reference.score
 
     def killed(*given):
         if len(scored) == 5:  # in the third object, between its two scores
@@ -180,7 +182,7 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
         scored.append(given)
         return score(*given)
 
-    monkeypatch.setattr(scoring, "score", killed)
+    monkeypatch.setattr(scoring.Reference, "score", killed)
     with pytest.raises(RuntimeError, match="killed"):
         main(args)
     folder = tmp_path / "eval_us"
@@ -188,7 +190,8 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
     assert len(partial.read_text().splitlines()) == 4
     with partial.open("a") as stream:
         stream.write("phantom-ultrasound,a line that was cut")
-    monkeypatch.setattr(scoring, "score", lambda *given: scored.append(given) or score(*given))
+    assert len(list(folder.glob("pictures/slices.partial-*.npz"))) == 2
+    monkeypatch.setattr(scoring.Reference, "score", lambda *given: scored.append(given) or score(*given))
     assert main([*args, "--resume", "--data.classes", "[liver]"]) == 2
     assert "began with another data.init_args.classes" in capsys.readouterr().err
     scored.clear()
@@ -198,6 +201,10 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
         replace(row, seconds=0) for row in whole
     ]
     assert not partial.exists()
+    assert not list(folder.glob("pictures/slices.partial-*.npz"))
+    kept, wanted = (read_slices(of / "pictures/slices.npz") for of in (folder, runs / "eval_us"))
+    assert kept.keys() == wanted.keys(), "pictures show what was scored before, too"
+    assert all(np.array_equal(kept[title].predictions[3], wanted[title].predictions[3]) for title in wanted)
     assert main([*args, "--resume"]) == 2
     assert "has finished" in capsys.readouterr().err
     args[args.index("--trainer.default_root_dir") + 1] = str(tmp_path / "nothing")
@@ -255,13 +262,31 @@ def test_masks_lie_on_the_grid_of_their_image(runs, study):
         assert read_label(mask).same_grid(image) is None
 
 
-def test_the_baseline_is_scored_at_the_same_first_clicks(runs, study, tmp_path):
-    """Rows of another method, in another order of classes, meet the same objects."""
-    args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
-    assert main([*args, "--model.test_clicks", "[1, 3]"]) == 0
-    baseline, ours = (read_rows(folder / "eval_us/rows.csv") for folder in (tmp_path, runs))
-    assert {row.method for row in baseline} == {"SAM-Med3D"}
-    assert [(r.case, r.class_name, r.clicks) for r in baseline] == [(r.case, r.class_name, r.clicks) for r in ours]
+def test_order_changes_no_digit_and_every_method_meets_the_same_first_click(runs, study, tmp_path, monkeypatch):
+    from uscl.data import VolumeDataModule
+    from uscl.stages import lora_seg
+
+    rollout, listed = lora_seg.evaluation_rollout, VolumeDataModule._list_objects
+    met: dict[tuple[str, ...], list[object]] = {}
+
+    def noted(segmenter, image, target, count, draw_for, *more):
+        for step in rollout(segmenter, image, target, count, draw_for, *more):
+            if step.number == 1:
+                met.setdefault(draw_for.args, []).append(step.clicks[0])
+            yield step
+
+    monkeypatch.setattr(lora_seg, "evaluation_rollout", noted)
+    monkeypatch.setattr(VolumeDataModule, "_list_objects", lambda *given: listed(*given)[::-1])
+    found = {}
+    for name, more in {"ours": ["--model.adapter", str(runs / "lora/adapter.safetensors")], "untouched": []}.items():
+        args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path / name)
+        assert main([*args, *more, "--model.test_clicks", "[1, 3]"]) == 0
+        found[name] = read_rows(tmp_path / name / "eval_us/rows.csv")
+    before = read_rows(runs / "eval_us/rows.csv")
+    assert [replace(row, seconds=0) for row in found["ours"]] == [replace(row, seconds=0) for row in before]
+    assert {row.method for row in found["untouched"]} == {"SAM-Med3D"}
+    assert {(row.case, row.class_name) for row in found["untouched"]} == {key[2:] for key in met}
+    assert all(len(clicks) == 2 and clicks[0] == clicks[1] for clicks in met.values())
 
 
 def test_workers_change_no_digit_of_the_rows(runs, study, tmp_path):

@@ -52,11 +52,19 @@ def test_the_four_empty_cases():
     assert math.isnan(nothing.dice)
     assert math.isnan(nothing.nsd)
     assert math.isnan(nothing.hd95)
-    for prediction, reference in ((full, empty), (empty, full)):
+    assert math.isnan(nothing.volume_error)
+    for prediction, reference, volume in ((full, empty, math.inf), (empty, full, -1)):
         missed = score(prediction, reference, (1, 1, 1))
-        assert (missed.dice, missed.nsd, missed.hd95) == (0, 0, math.inf)
+        assert (missed.dice, missed.nsd, missed.hd95, missed.volume_error) == (0, 0, math.inf, volume)
     perfect = score(full, full, (1, 1, 1))
-    assert (perfect.dice, perfect.nsd, perfect.hd95) == (1, 1, 0)
+    assert (perfect.dice, perfect.nsd, perfect.hd95, perfect.volume_error) == (1, 1, 0, 0)
+
+
+def test_volume_error_has_a_sign():
+    small, large = np.zeros((2, 6, 6, 6), bool)
+    small[:2, :2, :2], large[:4, :4, :4] = True, True
+    assert score(large, small, (1, 2, 3)).volume_error == 7
+    assert score(small, large, (1, 2, 3)).volume_error == -7 / 8
 
 
 def test_spacing_counts():

@@ -10,8 +10,9 @@ import pytest
 from uscl.errors import InputError
 from uscl.evaluation import panels
 from uscl.evaluation.ablation import Ablation
+from uscl.evaluation.comparison import failures_table
 from uscl.evaluation.figures import Panel, make_panel, read_slices, save_slices
-from uscl.evaluation.panels import draw_panels
+from uscl.evaluation.panels import draw_panels, draw_worst
 from uscl.evaluation.rows import ResultRow
 from uscl.evaluation.runs import BASELINE, Run, Setting
 
@@ -86,3 +87,14 @@ def test_nothing_is_drawn_without_slices_of_ours(ablation, tmp_path):
     without = replace(ablation, runs=tuple(run for run in ablation.runs if run.setting != OURS))
     assert not draw_panels(without, tmp_path / "panels.png")
     assert not (tmp_path / "panels.png").exists()
+
+
+def test_the_worst_objects_are_those_of_the_failure_list(ablation, tmp_path, monkeypatch):
+    drawn: list[Panel] = []
+    monkeypatch.setattr(panels, "save_panels", lambda file, shown, heading: drawn.extend(shown))
+    assert draw_worst(ablation, tmp_path / "worst.png", 3)
+    listed = failures_table(ablation, 3).lines
+    assert [panel.title for panel in drawn] == [f"{line[2]}\n{line[0]} {line[1]}" for line in listed]
+    assert drawn[0].title == "AMOS22\ncase0 spleen"
+    assert all(list(panel.predictions) == [10] for panel in drawn)
+    assert not draw_worst(replace(ablation, runs=()), tmp_path / "worst.png")

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,9 +14,10 @@ from uscl.cli import main
 from uscl.errors import InputError
 from uscl.evaluation import paper
 from uscl.evaluation.ablation import look_at, table3
+from uscl.evaluation.charts import draw_curves
 from uscl.evaluation.claims import verdict
 from uscl.evaluation.cost import Cost
-from uscl.evaluation.rows import ResultRow, write_rows
+from uscl.evaluation.rows import ResultRow, read_rows, write_rows
 from uscl.evaluation.runs import Setting, find_runs
 from uscl.evaluation.statistics import Estimate
 
@@ -159,11 +160,12 @@ def test_comparators_stand_in_the_lines_of_the_paper(study, tmp_path, caplog):
     assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "2"]) == 0
     text = (tmp_path / "r/report.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| SAM | 10 |"))
+    assert "200 points, 12 missed" in line, "its masks were empty"
     assert "95.0 [95.0, 95.0], 200 points" in line, "the points in the volume stand beside a 2D method's figure"
     assert "not run | 14.5" in line, "it was not run on AMOS"
     line = next(line for line in text.splitlines() if line.startswith("| MobileSAM | 3 |"))
     assert line.count("weights not found: hf://a/b/c.pt") == 1
-    assert line.count("weights not found") == 2
+    assert line.count("weights not found") == 3, "TotalSegmentator, which nothing was tested on, has its column too"
     assert "weights not found: hf://a/b/c.pt" in (tmp_path / "r/report.html").read_text()
     assert "other weights" not in caplog.text, "a comparator's weights are its own"
     # Ours, 0.6 against 0.6 and seeds that add 0.001 each, in pairs with the one test of the untouched backbone.
@@ -178,6 +180,83 @@ def test_comparators_stand_in_the_lines_of_the_paper(study, tmp_path, caplog):
     assert "| case0 | liver | BraTS | 60.1 | 3.0 | +10 % |" in worst
     pictures = {path.name for path in (tmp_path / "r").glob("*.png")}
     assert pictures == {"dice_by_clicks.png", "dice_by_class.png"}
+
+
+def test_weights_that_were_not_found_have_a_line_in_both_tables(study, tmp_path):
+    write_comparator(study / "mobile", "MobileSAM", "sweeps", "weights not found: hf://a/b/c.pt")
+    untouched = study / "absent"
+    write_run(untouched, None, {}, status="weights not found: mini.pth")
+    for folder in (study / "untouched").iterdir():
+        (folder / "run.json").write_text(json.dumps({"status": "running"}))
+    assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "1,2"]) == 0
+    text = (tmp_path / "r/report.md").read_text()
+    first, second = text.split("## Table 2")
+    for part, columns in ((first, 6), (second, 3)):
+        for name, reference in (("MobileSAM", "hf://a/b/c.pt"), ("SAM-Med3D", "mini.pth")):
+            for clicks in paper.POINTS:
+                line = next(line for line in part.splitlines() if line.startswith(f"| {name} | {clicks} |"))
+                assert line.count("weights not found") == columns
+                assert line.count(f"weights not found: {reference}") == 1
+
+
+def write_protocol(test: Path, region: str = "label", **protocol) -> None:
+    config = {"model": {"init_args": {"protocol": protocol}}, "data": {"init_args": {"region": region}}}
+    known = yaml.safe_load((test / "config.yaml").read_text()) if (test / "config.yaml").is_file() else {"model": {}}
+    known["model"].setdefault("init_args", {}).update(config["model"]["init_args"])
+    (test / "config.yaml").write_text(yaml.safe_dump({**known, "data": config["data"]}))
+
+
+def test_the_protocol_is_told_and_never_mixed(study, tmp_path):
+    tests = [path.parent for path in study.rglob("rows.csv") if path.parent.name == "BraTS"]
+    for test in tests:
+        write_protocol(test, "first_click", best_so_far=True)
+    assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "1,2"]) == 0
+    first, second = (tmp_path / "r/report.md").read_text().split("## Table 2")
+    assert "Patches around the first click, " in second
+    assert "the BEST mask so far scored (BraTS)" in second
+    assert "BEST" not in first, "nothing is known of the tests on sweeps"
+    assert "liver 6 (6), spleen 6 (6), mean over classes 12 (6)" in first
+    write_protocol(tests[-1], "first_click")
+    with pytest.raises(InputError, match="figures must not be compared"):
+        find_runs([study])
+
+
+def test_lora_alone_is_not_called_by_the_name_of_the_method(tmp_path):
+    write_run(tmp_path / "study" / "1", "LoRA", {"sweeps": 0.5})
+    assert main(["report", str(tmp_path / "study"), "--out", str(tmp_path / "r"), "--tables", "1"]) == 0
+    cells = table(tmp_path / "r/table1.csv")
+    assert cells["USCL-Med3D / 10", "liver"]["here"] == ""
+    alone = cells["LoRA (encoder and decoder, rank 32, without VCL) / 10", "liver"]
+    assert (float(alone["here"]), alone["paper"]) == (pytest.approx(52.5), "")
+
+
+def test_a_report_leaves_nothing_of_the_one_before(study, tmp_path):
+    assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "1,3"]) == 0
+    assert (tmp_path / "r/table3.csv").exists()
+    assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "1"]) == 0
+    assert not (tmp_path / "r/table3.csv").exists()
+    assert not (tmp_path / "r/claims.tex").exists()
+
+
+def test_clicks_that_one_data_set_was_not_scored_at(study, tmp_path):
+    write_comparator(study / "sam", "SAM", "BraTS")
+    file = study / "sam" / "rows.csv"
+    write_rows(file, [*read_rows(file), *(replace(row, clicks=7) for row in read_rows(file) if row.clicks == 10)])
+    assert main(["report", str(study), "--out", str(tmp_path / "r"), "--clicks", "7"]) == 0
+    assert "sweeps: " not in (tmp_path / "r/report.md").read_text().split("## Table 3")[1].split("##")[0]
+    assert not (tmp_path / "r/dice_by_class.png").exists()
+    # Who was scored at more numbers of clicks must not seem to need fewer.
+    assert "| SAM | BraTS | 10.0 | 0 of 12 | 10.0 | 0 of 12 |" in (tmp_path / "r/report.md").read_text()
+
+
+def test_every_method_is_named_beside_the_curves(study, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    named: list[str] = []
+    monkeypatch.setattr(Axes, "legend", lambda self, lines, names, **options: named.extend(names))
+    write_comparator(study / "sam", "SAM", "BraTS")
+    draw_curves(look_at(find_runs([study])), tmp_path / "curves.png")
+    assert named == ["SAM", "SAM-Med3D", "USCL-Med3D", "full tuning (encoder and decoder)"]
 
 
 def test_the_page_is_well_formed_and_holds_everything(study, tmp_path):

@@ -85,3 +85,12 @@ def test_signed_rank_goes_over_patients():
     assert signed_rank([sample("liver", str(p), (-1) ** p * 0.1 * (p + 1)) for p in range(6)]) > 0.5
     assert signed_rank([sample("liver", str(p), 0.0) for p in range(6)]) == 1
     assert np.isnan(signed_rank([]))
+    # Patients who do not differ are left out, and the rest stays exact: three of three.
+    assert signed_rank([sample("liver", str(p), 0.1 * p) for p in range(4)]) == pytest.approx(2 / 8)
+
+
+def test_draws_that_meet_no_object_are_left_out():
+    """A seed was tested on one patient alone, and that patient was not drawn with it."""
+    found = estimate([sample("liver", "a", 0.2, 0), sample("liver", "b", 0.4, 1), sample("kidney", "b", 0.4, 0)])
+    assert found.low == pytest.approx(0.2)
+    assert found.high == pytest.approx(0.4)

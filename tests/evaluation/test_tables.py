@@ -1,12 +1,13 @@
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from uscl.evaluation import ResultRow, read_rows, write_rows
-from uscl.evaluation.rows import COLUMNS
+from uscl.evaluation.rows import COLUMNS, append_rows, read_appended
 from uscl.evaluation.tables import EVERY_CLASS, dice_cells, dice_markdown, dice_table
 
 
@@ -64,3 +65,22 @@ def test_printed_and_markdown_tables_show_every_class_and_count():
     for text in (console.export_text(), dice_markdown(rows)):
         for word in ("liver", "kidney", EVERY_CLASS, "1 pt", "5 pt", "10.0", "50.0", "1 (1)"):
             assert word in text
+
+
+def test_empty_masks_count_as_zero_and_are_told():
+    rows = [row("a", dice=0.0, hd95=math.inf), row("b", dice=0.5, patient="q")]
+    assert dice_cells(rows)["ours", "liver", 1].missed == 1
+    assert "25.0 [0.0, 50.0], 1 missed" in dice_markdown(rows)
+    assert "missed" not in dice_markdown(rows[1:])
+
+
+def test_a_last_number_that_was_cut_is_not_read(tmp_path):
+    """Cut off, 0.25 is 0.2: a number all the same, and of as many columns."""
+    file = tmp_path / "rows.partial-0.csv"
+    append_rows(file, [row("a"), replace(row("b"), volume_error=0.25)])
+    file.write_bytes(file.read_bytes()[:-3])
+    assert [found.case for found in read_appended(file)] == ["a"]
+    append_rows(file, [row("c")])
+    assert "c" in {found.case for found in read_appended(file)}, "what is added begins a line of its own"
+    file.write_bytes(file.read_bytes() + bytes(40))  # what a file system may leave after a power cut
+    assert read_appended(file)[-1] == row("c")

@@ -5,7 +5,7 @@ import torch
 
 from uscl.backbone import build_sam_med3d
 from uscl.errors import InputError
-from uscl.prompting import Click, ClickProtocol, SamMed3DSegmenter, evaluation_rollout
+from uscl.prompting import Click, ClickProtocol, SamMed3DSegmenter, evaluation_rollout, protocol
 from uscl.seeds import seeded_draw
 
 
@@ -121,3 +121,23 @@ def test_showing_the_newest_click_alone_is_another_thing():
         assert torch.equal(at_once, stepwise)
     assert shown == [1, 2, 3, 1, 2, 3, 1, 1, 1, 1, 1, 1]
     assert not torch.equal(*answers)
+
+
+def test_time_is_taken_when_the_device_is_done(target, monkeypatch):
+    """A GPU answers before it has worked: without waiting, an encoder would seem to take no time."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    protocol._clock(torch.device("cpu"))
+    assert not waited
+    protocol._clock(torch.device("cuda", 0))
+    assert waited == [torch.device("cuda", 0)]
+    ticks = iter(range(100))
+    monkeypatch.setattr(protocol, "_clock", lambda device: next(ticks))
+    _, steps = roll([as_logits(target)] * 3, target, 3)
+    assert [step.seconds for step in steps] == [2, 3, 4], "the image once, then every round"
+
+
+def test_a_protocol_in_words():
+    assert ClickProtocol().in_words == "clicks drawn from all wrong voxels, the mask after as many clicks scored"
+    older = ClickProtocol(deepest_clicks=2, accumulate=False, threshold=0.5, best_so_far=True).in_words
+    assert all(word in older for word in ("first 2 clicks", "newest click alone", "logit of 0.5", "BEST mask so far"))

@@ -100,3 +100,12 @@ def test_what_cannot_be_distilled_is_told(teacher):
             module.configure_model()
     with pytest.raises(WeightsNotFoundError):
         DistillModule(fast(), teacher="tiny", teacher_weights="absent.pth").configure_model()
+
+
+def test_a_teacher_follows_to_the_device_where_nothing_was_trained(teacher, data, make_trainer):
+    module = DistillModule(fast(), **teacher)
+    module.configure_model()
+    moved, to = [], module._teacher[0].model.to
+    module._teacher[0].model.to = lambda device: (moved.append(device), to(device))[1]
+    make_trainer(1).validate(module, datamodule=data, verbose=False)
+    assert moved == [module.device]

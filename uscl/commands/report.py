@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -13,9 +12,9 @@ from uscl.errors import InputError
 from uscl.evaluation.ablation import cost_table, look_at, table3, table4, table5
 from uscl.evaluation.charts import draw_boxes, draw_curves
 from uscl.evaluation.claims import claims_table
-from uscl.evaluation.comparison import differences_table, failures_table, reach_table, table1, table2, worst_picture
+from uscl.evaluation.comparison import differences_table, failures_table, reach_table, table1, table2
 from uscl.evaluation.html import page
-from uscl.evaluation.panels import draw_panels
+from uscl.evaluation.panels import draw_panels, draw_worst
 from uscl.evaluation.report import ReportTable, write_report
 from uscl.evaluation.runs import find_runs
 
@@ -71,14 +70,13 @@ def report(runs: list[str], out: str, tables: str = "1,2,3,4,5", clicks: int = 1
     if missing := sum(bool(run.missing) for run in found):
         origin += f" {missing} runs found no weights."
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _PICTURES.values():
+    for name in _OURS:  # of another report, whose tables and pictures may not be among these
         (folder / name).unlink(missing_ok=True)
     curves, boxes, panels, worst = (folder / name for name in _PICTURES.values())
     draw_curves(ablation, curves)
     draw_boxes(ablation, boxes)
     draw_panels(ablation, panels)
-    if picture := worst_picture(ablation):
-        shutil.copyfile(picture, worst)
+    draw_worst(ablation, worst)
     pictures = {title: name for title, name in _PICTURES.items() if (folder / name).is_file()}
     write_report(folder, made, heading, pictures, origin)
     inside = {title: (folder / name).read_bytes() for title, name in pictures.items()}

@@ -38,8 +38,8 @@ class ComparatorModule(LightningModule):
         method: str | None = None,
     ) -> None:
         super().__init__()
-        if min(*test_clicks, 1) < 1:
-            raise InputError(f"numbers of clicks begin at 1; found {test_clicks}")
+        if min(test_clicks, default=0) < 1:
+            raise InputError(f"model.test_clicks takes numbers from 1 on; found {list(test_clicks)}")
         self.comparator = comparator
         self.test_clicks = tuple(sorted(test_clicks))
         self.protocol = protocol

@@ -94,7 +94,9 @@ def look_at(runs: Sequence[Run], clicks: int = 10, data_set: str | None = None) 
     lora = [run.setting for run in runs if run.setting.method == "LoRA"]
     ranks = [setting.rank for setting in lora]
     rank = paper.RANK if paper.RANK in ranks or not ranks else max(sorted(set(ranks)), key=ranks.count)
-    main = Setting("LoRA", "both", rank, vcl=not lora or any(setting.vcl for setting in lora))
+    at_rank = [setting for setting in lora if setting.rank == rank]
+    whole = [setting for setting in at_rank if setting.modules == "both"] or at_rank
+    main = Setting("LoRA", "both", rank, vcl=not whole or any(setting.vcl for setting in whole))
     scans = tuple(name for name in names if is_scan(name) and name != tuned_on)
     return Ablation(tuple(runs), clicks, tuned_on, scans, main)
 
@@ -181,8 +183,9 @@ def _note(ablation: Ablation) -> str:
     sizes = []
     for name in (ablation.tuned_on, *ablation.scans):
         found = [e for setting in {run.setting for run in ablation.runs} if (e := ablation.dice(setting, name))]
-        largest = max(found, key=lambda e: e.n)
-        sizes.append(f"{name}: {largest.n} objects of {largest.patients} patients")
+        if found:
+            largest = max(found, key=lambda e: e.n)
+            sizes.append(f"{name}: {largest.n} objects of {largest.patients} patients")
     seeds = sorted({run.seed for run in ablation.runs if run.seed is not None})
     return (
         f"Dice in % at {ablation.at}, mean over classes [95 % bootstrap interval over patients and seeds]. Seeds "

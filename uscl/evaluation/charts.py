@@ -44,7 +44,10 @@ def draw_curves(ablation: Ablation, file: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     canvas.axes[0].set_ylabel("Dice in %, mean over classes")
-    canvas.axes[0].legend(frameon=False, fontsize="small")
+    # Some methods were tested on the other data sets alone.
+    lines = {line.get_label(): line for axes in canvas.axes for line in axes.get_lines()}
+    named = [name for name in methods if name in lines]
+    canvas.axes[0].legend([lines[name] for name in named], named, frameon=False, fontsize="small")
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(file, dpi=120)
 
@@ -56,7 +59,7 @@ def _curve(ablation: Ablation, setting: Setting, data_set: str) -> dict[int, Est
 
 
 def draw_boxes(ablation: Ablation, file: Path) -> None:
-    """Dice by class and method on what was tuned on, as a PNG: box plots with every object a dot."""
+    """Dice by class and method on what was tuned on, as a PNG, if there is any: box plots with every object a dot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -64,6 +67,8 @@ def draw_boxes(ablation: Ablation, file: Path) -> None:
     found = {name: samples(ablation.runs, setting, ablation.tuned_on, ablation.clicks)
              for name, setting in methods.items()}  # fmt: skip
     found = {name: some for name, some in found.items() if some}
+    if not found:
+        return
     classes = sorted({sample.class_name for some in found.values() for sample in some})
     canvas = Canvas(figsize=(max(6.0, 0.35 * len(classes) * (len(found) + 1.5)), 4.0), layout="constrained")
     FigureCanvasAgg(canvas)

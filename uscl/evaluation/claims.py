@@ -129,7 +129,11 @@ def _on_cost(
     settings = (ablation.main, ablation.whole("FullTuning"))
     if not all(ablation.costs(setting) for setting in settings):
         return text, "not run", "", "not run"
-    ours, theirs = ([m for cost in ablation.costs(s) if (m := measure(cost)) is not None] for s in settings)
+    conditions = [{_conditions(cost) for cost in ablation.costs(s)} for s in settings]
+    if not (alike := set.intersection(*conditions)):
+        return text, "not told", "", "no verdict: trained on other devices, or with another precision or batch"
+    ours, theirs = ([m for cost in ablation.costs(s) if _conditions(cost) in alike
+                     and (m := measure(cost)) is not None] for s in settings)  # fmt: skip
     if not ours or not theirs:
         return text, "not told", "", "no verdict: benchmarks/tuning.py measures it on any machine"
     ratio = median(theirs) / median(ours)
@@ -138,3 +142,8 @@ def _on_cost(
     else:
         said = "more than LoRA's, less than told" if ratio > 1 + _ALIKE else "does not hold here"
     return text, f"{ratio:.2f} times", "", said
+
+
+def _conditions(cost: Cost) -> tuple[str, str, int, int]:
+    """What must be the same in costs that are compared."""
+    return cost.device, cost.precision, cost.batch_size, cost.processes

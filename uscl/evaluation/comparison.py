@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import isinf, isnan
-from pathlib import Path
 from statistics import fmean
 
 from uscl.evaluation import paper
@@ -12,24 +11,29 @@ from uscl.evaluation.ablation import Ablation, described
 from uscl.evaluation.claims import p_text
 from uscl.evaluation.report import Figure, ReportTable
 from uscl.evaluation.rows import ResultRow
-from uscl.evaluation.runs import BASELINE, Setting, mean_points, samples
+from uscl.evaluation.runs import BASELINE, Setting, rows_behind, samples
 from uscl.evaluation.statistics import Sample, estimate, signed_rank
 
 _EVERY_CLASS = "mean over classes"
 _NOTE = (
-    "Dice in % [95 % bootstrap interval over patients and seeds] of the mask after as many clicks, not of the best so "
-    "far. SAM-Med3D is the untouched backbone. SAM, MobileSAM, TinySAM and SAM-Med2D take their clicks on EVERY slice "
-    "that holds the object, and are told which these are: the mean number of points in the volume stands beside their "
-    "figures. Patches are placed by the label unless a run says otherwise. The paper's figures are of other data."
+    "Dice in % [95 % bootstrap interval over patients and seeds]; missed: empty masks, which count as 0. SAM-Med3D is "
+    "the untouched backbone. SAM, MobileSAM, TinySAM and SAM-Med2D take their clicks on EVERY slice that holds the "
+    "object, and are told which these are: the mean number of points in the volume stands beside their figures. The "
+    "paper's figures are of other data."
 )
+_SCANS = {"amos": "AMOS", "totalsegmentator": "TotalSegmentator", "brats": "BraTS"}
 
 
 def methods_of(ablation: Ablation) -> dict[str, Setting | None]:
-    """The paper's names first, those that were not run as None, then the other tuning methods."""
+    """The paper's names first, those that were not run as None, then the other tuning methods.
+
+    USCL-Med3D is LoRA after VCL; LoRA alone has a line of its own.
+    """
     names: dict[str, Setting | None] = dict.fromkeys(dict.fromkeys([*paper.BY_DATA_SET, *paper.BY_CLASS]))
     ran = {run.setting for run in ablation.runs}
     names |= {name: Setting(name) for name in names if Setting(name) in ran}
-    names |= {"SAM-Med3D": Setting(BASELINE), "USCL-Med3D": ablation.main}
+    names |= {"SAM-Med3D": Setting(BASELINE)}
+    names["USCL-Med3D" if ablation.main.vcl else described(ablation.main)] = ablation.main
     for method in ("FullTuning", "AdaptFormer"):
         if setting := ablation.whole(method):
             names[described(setting)] = setting
@@ -53,19 +57,21 @@ def table1(ablation: Ablation) -> ReportTable:
         found = samples(ablation.runs, setting, ablation.tuned_on, clicks)
         return [sample for sample in found if column in (_EVERY_CLASS, sample.class_name)]
 
-    def points(setting: Setting, column: str, clicks: int) -> float:
+    def behind(setting: Setting, column: str, clicks: int) -> list[ResultRow]:
         name = None if column == _EVERY_CLASS else column
-        return mean_points(ablation.runs, setting, ablation.tuned_on, clicks, name)
+        return rows_behind(ablation.runs, setting, ablation.tuned_on, clicks, name)
 
     shown = {name: setting for name, setting in methods_of(ablation).items() if setting or name in paper.BY_CLASS}
     title = f"Table 1: classes of {ablation.tuned_on} by method and number of clicks"
-    lines = _lines(ablation, shown, columns, chosen, own, points)
-    return ReportTable("table1", title, ("method", "clicks", *columns), lines, _NOTE)
+    lines = _lines(ablation, shown, columns, chosen, own, behind)
+    note = _note(ablation, columns, lines, (ablation.tuned_on,))
+    return ReportTable("table1", title, ("method", "clicks", *columns), lines, note)
 
 
 def table2(ablation: Ablation) -> ReportTable:
     """CT and MR by method and number of clicks, means over classes."""
-    columns = ablation.scans or ("AMOS", "TotalSegmentator", "BraTS")
+    there = {paper.data_set_key(name) for name in (ablation.tuned_on, *ablation.scans)}
+    columns = (*ablation.scans, *(title for key, title in _SCANS.items() if key not in there))
 
     def own(method: str, column: str, place: int) -> float | None:
         told = paper.BY_DATA_SET.get(method, {}).get(paper.data_set_key(column))
@@ -74,13 +80,14 @@ def table2(ablation: Ablation) -> ReportTable:
     def chosen(setting: Setting, column: str, clicks: int) -> list[Sample]:
         return samples(ablation.runs, setting, column, clicks)
 
-    def points(setting: Setting, column: str, clicks: int) -> float:
-        return mean_points(ablation.runs, setting, column, clicks, None)
+    def behind(setting: Setting, column: str, clicks: int) -> list[ResultRow]:
+        return rows_behind(ablation.runs, setting, column, clicks)
 
     shown = {name: setting for name, setting in methods_of(ablation).items() if setting or name in paper.BY_DATA_SET}
     title = "Table 2: CT and MR by method and number of clicks"
-    lines = _lines(ablation, shown, columns, chosen, own, points)
-    return ReportTable("table2", title, ("method", "clicks", *columns), lines, _NOTE)
+    lines = _lines(ablation, shown, columns, chosen, own, behind)
+    note = _note(ablation, columns, lines, ablation.scans)
+    return ReportTable("table2", title, ("method", "clicks", *columns), lines, note)
 
 
 def _lines(
@@ -89,7 +96,7 @@ def _lines(
     columns: Sequence[str],
     chosen: Callable[[Setting, str, int], list[Sample]],
     told: Callable[[str, str, int], float | None],
-    points: Callable[[Setting, str, int], float],
+    behind: Callable[[Setting, str, int], list[ResultRow]],
 ) -> tuple[tuple[str | Figure, ...], ...]:
     scored = {row.clicks for run in ablation.runs for rows in run.rows.values() for row in rows}
     missing = {run.setting: run.missing for run in ablation.runs if run.missing}
@@ -101,14 +108,33 @@ def _lines(
             for place, column in enumerate(columns):
                 own = told(name, column, paper.POINTS.index(clicks)) if clicks in paper.POINTS else None
                 found = chosen(setting, column, clicks) if setting else []
-                taken = points(setting, column, clicks) if setting and found else clicks
+                rows = behind(setting, column, clicks) if setting and found else []
+                taken = fmean(row.points for row in rows) if rows else clicks
                 # The whole reason, which may be a long address, once a line.
                 reason = absent if place == 0 else absent.partition(":")[0]
                 figures.append(Figure(estimate(found) if found else None, own, absent=reason,
-                                      points=None if taken == clicks else taken))  # fmt: skip
-            if any(figure.here or figure.paper is not None for figure in figures):
+                                      points=None if taken == clicks else taken,
+                                      missed=sum(isinf(row.hd95) for row in rows)))  # fmt: skip
+            unfound = setting in missing and clicks in paper.POINTS
+            if unfound or any(figure.here or figure.paper is not None for figure in figures):
                 lines.append((name, str(clicks), *figures))
     return tuple(lines)
+
+
+def _note(
+    ablation: Ablation, columns: Sequence[str], lines: Sequence[Sequence[str | Figure]], data_sets: Sequence[str]
+) -> str:
+    """What the figures are of, by which protocol, and of how many objects."""
+    protocols = {name: run.protocols[name] for run in ablation.runs for name in data_sets if run.protocols.get(name)}
+    told = [f"{words[0].upper()}{words[1:]} ({', '.join(name for name in data_sets if protocols.get(name) == words)})."
+            for words in dict.fromkeys(protocols.values())]  # fmt: skip
+    sizes = []
+    for column, *figures in zip(columns, *(line[2:] for line in lines), strict=True):
+        found = [figure.here for figure in figures if isinstance(figure, Figure) and figure.here]
+        if found:
+            largest = max(found, key=lambda one: one.n)
+            sizes.append(f"{column} {largest.n} ({largest.patients})")
+    return " ".join([_NOTE, *told, *([f"Objects (patients), at most: {', '.join(sizes)}."] if sizes else [])])
 
 
 def differences_table(ablation: Ablation) -> ReportTable:
@@ -134,10 +160,10 @@ def differences_table(ablation: Ablation) -> ReportTable:
 def reach_table(ablation: Ablation, goals: Sequence[float] = (0.8, 0.9)) -> ReportTable:
     """How many clicks it takes to reach a Dice (NoC); an object that never gets there counts with the most scored."""
     lines: list[tuple[str | Figure, ...]] = []
+    scored = {data_set: _scored_by_all(ablation, data_set) for data_set in (ablation.tuned_on, *ablation.scans)}
     for name, setting in methods_of(ablation).items():
-        for data_set in (ablation.tuned_on, *ablation.scans):
-            rows = [row for run in ablation.runs if run.setting == setting for row in run.rows.get(data_set, [])]
-            tries = _by_object(ablation, setting, data_set) if rows and setting else []
+        for data_set, counts in scored.items():
+            tries = _by_object(ablation, setting, data_set, counts) if setting else []
             cells = []
             for goal in goals:
                 firsts = [next((n for n, dice in some if dice >= goal), None) for some in tries]
@@ -147,50 +173,62 @@ def reach_table(ablation: Ablation, goals: Sequence[float] = (0.8, 0.9)) -> Repo
                           f"{never} of {len(firsts)}"]  # fmt: skip
             if tries:
                 lines.append((name, data_set, *cells))
-    scored = sorted({row.clicks for run in ablation.runs for rows in run.rows.values() for row in rows})
+    told = "; ".join(f"{', '.join(map(str, sorted(counts)))} clicks ({name})" for name, counts in scored.items())
     head = [text for goal in goals for text in (f"clicks to Dice {goal:g}", "never")]
     note = (
-        f"Scored at {', '.join(map(str, scored))} clicks, of which the first that reaches the goal counts: set "
-        "model.test_clicks to every number for exact counts. Objects that never reach it count with the last."
+        f"Every method was scored at {told}, of which the first that reaches the goal counts: set model.test_clicks to "
+        "every number for exact counts. Objects that never reach it count with the last."
     )
     title = "Clicks to reach a Dice"
     return ReportTable("reach", title, ("method", "data set", *head), tuple(lines), note)
 
 
-def _by_object(ablation: Ablation, setting: Setting, data_set: str) -> list[list[tuple[int, float]]]:
-    """Dice by number of clicks, in their order, for every object and seed."""
+def _scored_by_all(ablation: Ablation, data_set: str) -> set[int]:
+    """The numbers of clicks at which every run on a data set was scored: others would favour those who were."""
+    found = [{row.clicks for row in run.rows[data_set]} for run in ablation.runs if data_set in run.rows]
+    return set.intersection(*found) if found else set()
+
+
+def _by_object(ablation: Ablation, setting: Setting, data_set: str, counts: set[int]) -> list[list[tuple[int, float]]]:
+    """Dice by number of clicks, of those in ``counts`` and in their order, for every object and seed."""
     found: dict[tuple[int | None, str, str], list[tuple[int, float]]] = {}
     for run in ablation.runs:
         for row in run.rows.get(data_set, []) if run.setting == setting else ():
-            if not isnan(row.dice):
+            if row.clicks in counts and not isnan(row.dice):
                 found.setdefault((run.seed, row.case, row.class_name), []).append((row.clicks, row.dice))
     return [sorted(some) for some in found.values()]
 
 
 def failures_table(ablation: Ablation, count: int = 10) -> ReportTable:
     """The objects that came out worst with ours, means over seeds."""
-    setting = ablation.main if any(run.setting == ablation.main for run in ablation.runs) else Setting(BASELINE)
-    found: dict[tuple[str, str, str], list[ResultRow]] = {}
-    for run in ablation.runs:
-        for data_set in (ablation.tuned_on, *ablation.scans) if run.setting == setting else ():
-            for row in run.rows.get(data_set, []):
-                if row.clicks == ablation.clicks and not isnan(row.dice):
-                    found.setdefault((data_set, row.case, row.class_name), []).append(row)
-    worst = sorted(found.items(), key=lambda item: (fmean(row.dice for row in item[1]), item[0]))[:count]
+    setting, found = ours_or_untouched(ablation), by_dice(ablation)
     lines: list[tuple[str | Figure, ...]] = []
-    for (data_set, case, class_name), rows in worst:
+    for (data_set, case, class_name), rows in found[:count]:
         hd95, volume = fmean(row.hd95 for row in rows), fmean(row.volume_error for row in rows)
         lines.append((case, class_name, data_set, f"{100 * fmean(row.dice for row in rows):.1f}",
                       "missed" if isinf(hd95) else f"{hd95:.1f}",
                       "not measured" if isnan(volume) else f"{100 * volume:+.0f} %"))  # fmt: skip
     title = f"The {len(lines)} worst of {len(found)} objects at {ablation.at}, {described(setting)}"
     head = ("case", "class", "data set", "Dice", "HD95, mm", "volume error")
-    return ReportTable("failures", title, head, tuple(lines), "Means over seeds. Pictures of the worst objects of each "
-                       "test lie in its folder, pictures/worst.png.")  # fmt: skip
+    note = (
+        "Means over seeds. HD95 is in voxels where the distances of a sweep are assumed. Pictures, where tests kept "
+        "their slices, are in worst.png."
+    )
+    return ReportTable("failures", title, head, tuple(lines), note)
 
 
-def worst_picture(ablation: Ablation) -> Path | None:
-    """The picture of the worst objects that a test of ours left on what was tuned on, if one did."""
-    folders = [run.tests[ablation.tuned_on] for run in ablation.runs
-               if run.setting == ablation.main and ablation.tuned_on in run.tests]  # fmt: skip
-    return next((file for folder in folders if (file := folder / "pictures" / "worst.png").is_file()), None)
+def ours_or_untouched(ablation: Ablation) -> Setting:
+    """The main setting, or the untouched backbone where that was not run."""
+    return ablation.main if any(run.setting == ablation.main for run in ablation.runs) else Setting(BASELINE)
+
+
+def by_dice(ablation: Ablation) -> list[tuple[tuple[str, str, str], list[ResultRow]]]:
+    """The rows of ours of every seed by (data set, case, class), the worst object first."""
+    setting = ours_or_untouched(ablation)
+    found: dict[tuple[str, str, str], list[ResultRow]] = {}
+    for run in ablation.runs:
+        for data_set in (ablation.tuned_on, *ablation.scans) if run.setting == setting else ():
+            for row in run.rows.get(data_set, []):
+                if row.clicks == ablation.clicks and not isnan(row.dice):
+                    found.setdefault((data_set, row.case, row.class_name), []).append(row)
+    return sorted(found.items(), key=lambda item: (fmean(row.dice for row in item[1]), item[0]))

@@ -36,7 +36,8 @@ class Cost:
         trainable: number of trainable parameters by component; components without any are left out.
         checkpoint_bytes: of ``last.ckpt``, which training can go on from; None if there is none.
         artefact_bytes: of the adapter or weights that the run leaves; None if there are none.
-        joules: that the device used from the first step to the end, validation included; None where it does not tell.
+        joules: that the device used from the start of the fit to its end, validation and whatever else computed on the
+            device at the time included; None where it does not tell.
     """
 
     seconds_per_step: float | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median_low
 
@@ -13,8 +14,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
-from uscl.evaluation.ablation import Ablation
-from uscl.evaluation.comparison import methods_of
+from uscl.evaluation.ablation import Ablation, described
+from uscl.evaluation.comparison import by_dice, methods_of, ours_or_untouched
 from uscl.evaluation.figures import (
     DISCLAIMER,
     PREDICTION_COLOUR,
@@ -22,6 +23,7 @@ from uscl.evaluation.figures import (
     Panel,
     outline,
     read_slices,
+    save_panels,
     show_slice,
 )
 from uscl.evaluation.runs import Setting, is_scan
@@ -74,6 +76,25 @@ def draw_panels(ablation: Ablation, file: Path) -> bool:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
     return True
+
+
+def draw_worst(ablation: Ablation, file: Path, count: int = 10) -> bool:
+    """Draws the objects of the failure list, in its order, as a PNG; of several seeds the first that kept them.
+
+    Returns:
+        Whether a test kept the slices of any of them.
+    """
+    setting, ranked = ours_or_untouched(ablation), by_dice(ablation)
+    kept = _slices(ablation, setting)
+    shown = []
+    for (data_set, case, class_name), _ in ranked[:count]:
+        panel = kept.get((data_set, f"{case} {class_name}"))
+        if panel is not None and ablation.clicks in panel.predictions:
+            only = {ablation.clicks: panel.predictions[ablation.clicks]}
+            shown.append(replace(panel, title=f"{data_set}\n{panel.title}", predictions=only))
+    if shown:
+        save_panels(file, shown, f"{described(setting)}: the worst of {len(ranked)} objects")
+    return bool(shown)
 
 
 def _slices(ablation: Ablation, setting: Setting) -> dict[tuple[str, str], Panel]:

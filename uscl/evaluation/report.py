@@ -22,6 +22,7 @@ class Figure:
         difference: written with its sign.
         points: mean number of clicks in the whole volume, where it is not that of the line.
         absent: why nothing was run.
+        missed: number of masks that were empty, where they were counted; they stand in the mean with Dice 0.
     """
 
     here: Estimate | None
@@ -29,6 +30,7 @@ class Figure:
     difference: bool = False
     points: float | None = None
     absent: str = "not run"
+    missed: int | None = None
 
     def __str__(self) -> str:
         if self.here is None or not self.here.n:
@@ -36,7 +38,8 @@ class Figure:
         sign = "+" if self.difference else ""
         mean, low, high = (f"{100 * value:{sign}.1f}" for value in (self.here.mean, self.here.low, self.here.high))
         text = mean if isnan(self.here.low) else f"{mean} [{low}, {high}]"
-        return text if self.points is None else f"{text}, {self.points:.0f} points"
+        text += "" if self.points is None else f", {self.points:.0f} points"
+        return f"{text}, {self.missed} missed" if self.missed else text
 
     @property
     def told(self) -> str:
@@ -98,17 +101,17 @@ def spreadsheet(table: ReportTable) -> str:
     """One table as CSV with a line per figure: mean and interval in %, counts, the paper's figure."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["row", "column", "here", "low", "high", "objects", "patients", "seeds", "paper", "text"])
+    writer.writerow(["row", "column", "here", "low", "high", "objects", "patients", "seeds", "missed", "paper", "text"])
     for line in table.lines:
         row = " / ".join(cell for cell in line if isinstance(cell, str))
         for name, cell in zip(table.head, line, strict=True):
             if isinstance(cell, Figure):
                 found = cell.here if cell.here is not None and cell.here.n else None
                 own = [f"{100 * value:.4f}" for value in (found.mean, found.low, found.high)] if found else [""] * 3
-                counts = [found.n, found.patients, found.seeds] if found else [""] * 3
+                counts = [found.n, found.patients, found.seeds, cell.missed] if found else [""] * 4
                 writer.writerow([row, name, *own, *counts, "" if cell.paper is None else cell.paper, ""])
             elif name != table.head[0]:
-                writer.writerow([line[0], name, *[""] * 7, cell])
+                writer.writerow([line[0], name, *[""] * 8, cell])
     return stream.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import astuple, dataclass
@@ -25,8 +26,8 @@ class ResultRow:
         method: which model, in words.
         clicks: number of clicks so far.
         dice: in [0, 1], on the image's own grid; outside the patch counts as background.
-        nsd: normalised surface Dice at 1 mm, in [0, 1].
-        hd95: mm; inf where nothing was segmented.
+        nsd: normalised surface Dice at 1 mm, in [0, 1]; at 1 voxel where distances are not known but assumed.
+        hd95: mm, or voxels where distances are assumed; inf where nothing was segmented.
         seconds: time for all clicks so far, encoding the image included.
         patient: whom the case was taken from.
         weights: what the trunk's weights were; ``random weights`` if they were.
@@ -64,17 +65,25 @@ def write_rows(path: Path, rows: Iterable[ResultRow]) -> None:
 
 def append_rows(path: Path, rows: Iterable[ResultRow]) -> None:
     """Adds rows to a file without a head, so that a test that is killed loses nothing but what it was at."""
+    with path.open("a+b") as binary:
+        end = binary.seek(0, 2)
+        if end:
+            binary.seek(end - 1)
+        cut = bool(end) and binary.read(1) != b"\n"
     with path.open("a", encoding="utf-8", newline="") as stream:
+        if cut:  # or the first line would be taken for the rest of what was being written
+            stream.write("\n")
         csv.writer(stream).writerows(map(_line, rows))
 
 
 def read_appended(path: Path) -> list[ResultRow]:
     """Reads what :func:`append_rows` wrote; a line that was being written when the test was killed is left out."""
     found = []
-    with path.open(encoding="utf-8", newline="") as stream:
-        for line in csv.reader(stream):
-            with suppress(ValueError):
-                found.append(_row(line))
+    # A last number that was cut is a number all the same: what has no end of line is not read.
+    whole = path.read_bytes().rpartition(b"\n")[0].decode("utf-8", "replace").replace("\0", "")
+    for line in csv.reader(io.StringIO(whole, newline="")):
+        with suppress(ValueError):
+            found.append(_row(line))
     return found
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from uscl.errors import InputError
 from uscl.evaluation.cost import Cost, read_cost
 from uscl.evaluation.rows import ResultRow, read_rows
 from uscl.evaluation.statistics import Sample, samples_of
+from uscl.prompting import ClickProtocol
 
 log = logging.getLogger(__name__)
 BASELINE = "Baseline"
@@ -52,6 +52,8 @@ class Run:
         cost: what the training cost, where it was measured.
         missing: where a comparator's weights were not found, which.
         tests: folder of the test on each data set.
+        protocols: where the test on each data set placed patches and clicks and what it scored, in words, where that
+            is known.
         others: settings besides those that tables tell apart, as text: of model, data and trainer, and of the method.
     """
 
@@ -63,6 +65,7 @@ class Run:
     cost: Cost | None
     missing: str = ""
     tests: dict[str, Path] = field(default_factory=dict, repr=False)
+    protocols: dict[str, str] = field(default_factory=dict, repr=False)
     others: tuple[str, str] = field(repr=False, default=("", ""))
 
 
@@ -73,8 +76,8 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     not finish, or that left no rows, are told and left out.
 
     Raises:
-        InputError: a path is no folder, nothing usable lies below, or two runs with the same settings and seed have
-            rows of the same data set.
+        InputError: a path is no folder, nothing usable lies below, two runs with the same settings and seed have rows
+            of the same data set, or tests on the same data set followed different protocols.
     """
     found: list[Run] = []
     for path in paths:
@@ -110,11 +113,12 @@ def samples(runs: Iterable[Run], setting: Setting, data_set: str, clicks: int) -
             for sample in samples_of(run.rows.get(data_set, []), clicks, run.seed)]  # fmt: skip
 
 
-def mean_points(runs: Iterable[Run], setting: Setting, data_set: str, clicks: int, class_name: str | None) -> float:
-    """Mean number of clicks in a whole volume behind a figure; NaN if there is none. 2D methods take many."""
-    found = [row.points for run in runs if run.setting == setting for row in run.rows.get(data_set, [])
-             if row.clicks == clicks and class_name in (None, row.class_name)]  # fmt: skip
-    return sum(found) / len(found) if found else nan
+def rows_behind(
+    runs: Iterable[Run], setting: Setting, data_set: str, clicks: int, class_name: str | None = None
+) -> list[ResultRow]:
+    """The rows that a figure is made from, over all seeds of a setting; class None takes all."""
+    return [row for run in runs if run.setting == setting for row in run.rows.get(data_set, [])
+            if row.clicks == clicks and class_name in (None, row.class_name)]  # fmt: skip
 
 
 def _read_run(folder: Path) -> Run | None:
@@ -127,8 +131,11 @@ def _read_run(folder: Path) -> Run | None:
         return None
     if not str(model["class_path"]).endswith(("LoRASegModule", "ComparatorModule")):
         return None
-    if str(record.get("status")).startswith(_NOT_FOUND) and record.get("method"):
-        return Run(folder, Setting(record["method"]), None, {}, "", None, record["status"])
+    if str(record.get("status")).startswith(_NOT_FOUND):
+        options = model.get("init_args") or {}
+        untouched = not options.get("adapter") and not options.get("tuning")
+        if method := record.get("method") or (BASELINE if untouched else None):
+            return Run(folder, Setting(method), None, {}, "", None, record["status"])
     if record.get("status") != "finished":
         log.warning("%s: is not finished (%s); left out", folder, record.get("status"))
         return None
@@ -169,13 +176,15 @@ def _read_test(folder: Path, model: dict[str, Any], started: str) -> Run | None:
 def _run(folder: Path, training: Path | None, config: dict[str, Any], files: Sequence[Path]) -> Run:
     rows: dict[str, list[ResultRow]] = {}
     tests: dict[str, Path] = {}
+    protocols: dict[str, str] = {}
     for file in files:
+        protocol = _protocol(file.parent)
         for row in read_rows(file):
             rows.setdefault(row.data_set, []).append(row)
-            tests[row.data_set] = file.parent
+            tests[row.data_set], protocols[row.data_set] = file.parent, protocol
     weights = next((row.weights for some in rows.values() for row in some), "")
     if training is None:
-        return Run(folder, Setting(BASELINE), None, rows, weights, None, tests=tests)
+        return Run(folder, Setting(BASELINE), None, rows, weights, None, tests=tests, protocols=protocols)
     options = config["model"]["init_args"]
     return Run(
         folder,
@@ -185,8 +194,20 @@ def _run(folder: Path, training: Path | None, config: dict[str, Any], files: Seq
         weights,
         read_cost(training),
         tests=tests,
+        protocols=protocols,
         others=_others(config),
     )
+
+
+def _protocol(test: Path) -> str:
+    """The protocol of a test in words; empty where the test does not tell."""
+    file = test / "config.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    options, data = (config.get(part, {}).get("init_args") or {} for part in ("model", "data"))
+    if "protocol" not in options:
+        return ""
+    region = str(data.get("region", "label")).replace("_", " ")
+    return f"patches around the {region}, {ClickProtocol(**options['protocol']).in_words}"
 
 
 def _setting(options: dict[str, Any]) -> Setting:
@@ -205,7 +226,9 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     for name in ("vcl_adapter", "adapter", "seed", "method"):
         model.pop(name, None)
     data.pop("seed", None)
-    trainer = {name: config["trainer"].get(name) for name in ("max_epochs", "max_steps", "precision", "devices")}
+    kept = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "gradient_clip_val",
+            "precision", "devices")  # fmt: skip
+    trainer = {name: config["trainer"].get(name) for name in kept}
     return json.dumps([model, data, trainer], sort_keys=True, default=str), json.dumps(tuning, sort_keys=True)
 
 
@@ -218,6 +241,14 @@ def _check(runs: Sequence[Run]) -> None:
                 raise InputError(f"{run.folder}: has settings, seed and data set ({name}) of {seen[key]}; give one of "
                                  "them")  # fmt: skip
             seen[key] = run.folder
+    followed: dict[str, Run] = {}
+    for run in runs:
+        for name, protocol in run.protocols.items():
+            other = followed.setdefault(name, run) if protocol else run
+            if other.protocols[name] != protocol:
+                raise InputError(f"{run.tests[name]} and {other.tests[name]}: tested on {name} by protocols whose "
+                                 f"figures must not be compared ({protocol}; {other.protocols[name]}); report on them "
+                                 "apart")  # fmt: skip
     for setting in {run.setting for run in runs}:
         own = [run for run in runs if run.setting == setting]
         if len({run.others for run in own}) > 1:

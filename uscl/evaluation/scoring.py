@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from uscl.data.datamodule import VolumeDataModule
-from uscl.evaluation.figures import Panel, make_panel, save_panels, save_slices
+from uscl.errors import InputError
+from uscl.evaluation.figures import Panel, make_panel, read_slices, save_panels, save_slices
 from uscl.evaluation.loggers import log_test
 from uscl.evaluation.metrics import Reference
 from uscl.evaluation.rows import ResultRow, append_rows, read_appended, write_rows
 from uscl.evaluation.tables import EVERY_CLASS, dice_cells, dice_markdown, dice_table
+from uscl.seeds import derive_seed
 
 log = logging.getLogger(__name__)
 _PARTIAL = "rows.partial-{}.csv"
+_PARTIAL_SLICES = "slices.partial-{}.npz"
 _WORST = 10
 
 
@@ -29,7 +33,8 @@ class Scoring(Callback):
     Leaves ``rows.csv``, ``table.md``, ``pictures/CLASS.png`` and, with the ten objects that came out worst,
     ``pictures/worst.png`` in the run folder and prints the table. Rows are sorted, so that neither the order of the
     cases nor the number of workers or processes shows in the file. Until the end they stand in
-    ``rows.partial-RANK.csv``: a test that goes on in the folder of one that was killed leaves their objects out.
+    ``rows.partial-RANK.csv``, and their slices beside the pictures: a test that goes on in the folder of one that was
+    killed leaves their objects out.
 
     Args:
         pictures: objects per class to draw: the best, the worst and those evenly between; 0 for none.
@@ -40,10 +45,11 @@ class Scoring(Callback):
         self._rows: list[ResultRow] = []
         self._earlier: list[ResultRow] = []
         self._panels: dict[str, list[Panel]] = {}
+        self._earlier_panels: dict[str, list[Panel]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begins anew, or where a killed test in the same folder ended."""
-        self._rows, self._earlier, self._panels = [], [], {}
+        self._rows, self._earlier, self._panels, self._earlier_panels = [], [], {}, {}
         if stage != "test" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         wanted = set(getattr(pl_module, "test_clicks", ()))
@@ -53,6 +59,10 @@ class Scoring(Callback):
                 found.setdefault((row.case, row.class_name), []).append(row)
         whole = {name: rows for name, rows in found.items() if {row.clicks for row in rows} == wanted}
         self._earlier = [row for rows in whole.values() for row in {row.clicks: row for row in rows}.values()]
+        for case, name in whole:
+            with suppress(InputError):  # a picture less
+                kept = read_slices(_slices_file(trainer, case, name)).values()
+                self._earlier_panels.setdefault(name, []).extend(kept)
         datamodule = getattr(trainer, "datamodule", None)
         if whole and isinstance(datamodule, VolumeDataModule):
             datamodule.leave_out = frozenset(whole)
@@ -91,10 +101,6 @@ class Scoring(Callback):
                 )
             )
         self._rows += rows
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            append_rows(folder / _PARTIAL.format(trainer.global_rank), rows)
         panel = make_panel(
             f"{batch['case']} {batch['class_name']}",
             batch["image"][0, 0].float().cpu().numpy(),
@@ -105,18 +111,23 @@ class Scoring(Callback):
             batch["grid"].spacing,
         )
         self._panels.setdefault(batch["class_name"], []).append(panel)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.pictures:
+                save_slices(_slices_file(trainer, batch["case"], batch["class_name"]), [panel])
+            append_rows(folder / _PARTIAL.format(trainer.global_rank), rows)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the rows of all processes and writes everything down."""
-        rows, panels = self._rows, self._panels
+        of_rows, of_panels = [self._rows], [self._panels]
         if trainer.world_size > 1:
-            rows = [row for part in _gather(rows, trainer.world_size) for row in part]
-            merged: dict[str, list[Panel]] = {}
-            for part in _gather(panels, trainer.world_size):
-                for name, found in part.items():
-                    merged.setdefault(name, []).extend(found)
-            panels = merged
-        rows = [*self._earlier, *rows]
+            of_rows, of_panels = (_gather(item, trainer.world_size) for item in (self._rows, self._panels))
+        rows = [row for part in [self._earlier, *of_rows] for row in part]
+        panels: dict[str, list[Panel]] = {}
+        for part in [self._earlier_panels, *of_panels]:
+            for name, found in part.items():
+                panels.setdefault(name, []).extend(found)
         for (_, name, clicks), cell in dice_cells(rows).items():
             if name == EVERY_CLASS:
                 pl_module.log(f"test/dice_{clicks}", cell.mean, rank_zero_only=True)
@@ -128,7 +139,7 @@ class Scoring(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         rows = sorted(rows, key=lambda row: row.sort_key)
         write_rows(folder / "rows.csv", rows)
-        for file in folder.glob(_PARTIAL.format("*")):
+        for file in [*folder.glob(_PARTIAL.format("*")), *(folder / "pictures").glob(_PARTIAL_SLICES.format("*"))]:
             file.unlink()
         (folder / "table.md").write_text(dice_markdown(rows), encoding="utf-8")
         heading = f"{rows[0].data_set}, {rows[0].method}, {rows[0].weights}"
@@ -146,6 +157,12 @@ class Scoring(Callback):
         console.width = max(console.width, 120)  # a log file has no width of its own, and narrow tables cannot be read
         console.print(dice_table(rows, heading))
         log.info("Rows, table and pictures: %s", folder)
+
+
+def _slices_file(trainer: Trainer, case: str, class_name: str) -> Path:
+    """Where the slice of one object lies until the test has ended; names of cases need not be names of files."""
+    name = _PARTIAL_SLICES.format(derive_seed("slices", case, class_name))
+    return Path(trainer.default_root_dir) / "pictures" / name
 
 
 def _gather(item: Any, world_size: int) -> list[Any]:

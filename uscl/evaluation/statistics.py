@@ -106,8 +106,9 @@ def estimate(samples: Sequence[Sample]) -> Estimate:
         drawn = _times_drawn(random, len(patients))
         again = _times_drawn(random, len(seeds)) if len(seeds) > 1 else np.ones((DRAWS, 1))
         resampled = np.einsum("tcps,dp,ds->tdc", totals, drawn, again, optimize=True)
-        with np.errstate(invalid="ignore"):
-            means = np.nanmean(np.where(resampled[1] > 0, resampled[0] / resampled[1], nan), axis=1)
+        there = resampled[1] > 0
+        with np.errstate(invalid="ignore"):  # nan where none of those drawn has any object
+            means = np.where(there, resampled[0] / resampled[1], 0).sum(1) / there.sum(1)
         low, high = (float(q) for q in np.nanpercentile(means, (2.5, 97.5)))
     objects = {(s.case, s.class_name) for s in samples}
     return Estimate(float((sums / counts).mean()), low, high, len(objects), len(patients), len(seeds))
@@ -131,7 +132,7 @@ def signed_rank(pairs: Sequence[Sample]) -> float:
     means = np.array([fmean(sorted(values)) for _, values in sorted(by_patient.items())])
     if not means.any():
         return 1.0 if means.size else nan
-    return float(wilcoxon(means).pvalue)
+    return float(wilcoxon(means[means != 0]).pvalue)  # by itself, older scipy turns to an approximation at zeros
 
 
 def _times_drawn(random: np.random.Generator, count: int) -> NDArray[np.float64]:

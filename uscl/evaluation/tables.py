@@ -25,7 +25,7 @@ class Cell:
         high: upper end.
         n: number of cases.
         patients: number of patients.
-        missed: cases where nothing was segmented.
+        missed: cases where nothing was segmented; they stand in the mean with 0.
     """
 
     mean: float
@@ -39,7 +39,8 @@ class Cell:
         if isnan(self.mean):
             return "-"
         interval = "" if isnan(self.low) else f" [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-        return f"{100 * self.mean:.1f}{interval}"
+        missed = f", {self.missed} missed" if self.missed else ""
+        return f"{100 * self.mean:.1f}{interval}{missed}"
 
 
 def dice_cells(rows: Sequence[ResultRow]) -> dict[tuple[str, str, int], Cell]:
@@ -61,7 +62,10 @@ def dice_cells(rows: Sequence[ResultRow]) -> dict[tuple[str, str, int], Cell]:
 
 def dice_table(rows: Sequence[ResultRow], title: str) -> Table:
     """The table that a test prints: Dice in percent with its 95 % interval, one line per method and class."""
-    table = Table(title=title, caption="Dice in %, [95 % bootstrap interval by patient]; n cases (patients)")
+    table = Table(
+        title=title,
+        caption="Dice in %, [95 % bootstrap interval by patient]; n cases (patients); missed: empty masks, with Dice 0",
+    )
     table.add_column("method")
     table.add_column("class")
     table.add_column("n", justify="right")

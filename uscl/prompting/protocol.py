@@ -49,6 +49,20 @@ class ClickProtocol:
         if self.deepest_clicks < 0:
             raise InputError(f"protocol.deepest_clicks must not be negative, found {self.deepest_clicks}")
 
+    @property
+    def in_words(self) -> str:
+        """What a report tells of it."""
+        told = ["clicks drawn from all wrong voxels"]
+        if self.deepest_clicks:
+            told = [f"the first {self.deepest_clicks} clicks in the middle of the largest error, the others drawn from "
+                    "all wrong voxels"]  # fmt: skip
+        if not self.accumulate:
+            told.append("3D methods shown the newest click alone")
+        if self.threshold:
+            told.append(f"errors sought above a logit of {self.threshold:g}")
+        told.append("the BEST mask so far scored" if self.best_so_far else "the mask after as many clicks scored")
+        return ", ".join(told)
+
     def click(self, number: int, predicted: Tensor, target: Tensor, draw: Draw) -> Click:
         """Click ``number``, counted from 1, on the errors of a mask."""
         rule = deepest_click if number <= self.deepest_clicks else error_click
@@ -99,14 +113,14 @@ def evaluation_rollout(
     Yields:
         One step after each round. A voxel counts as predicted where its logit is above 0.
     """
-    begin = perf_counter()
+    begin = _clock(image.device)
     segmenter.set_image(image)
-    seconds = perf_counter() - begin
+    seconds = _clock(image.device) - begin
     clicks: list[Click] = []
     predicted = torch.zeros_like(target)
     best, best_dice = torch.zeros_like(target), -1.0
     for number in range(1, count + 1):
-        begin = perf_counter()
+        begin = _clock(image.device)
         draw = draw_for(number)
         if slice_axis is not None:
             clicks += _slice_clicks(protocol, number, predicted, target, draw, slice_axis)
@@ -116,12 +130,19 @@ def evaluation_rollout(
             clicks.append(protocol.click(number, predicted, target, draw))
         logits = segmenter.segment(clicks)
         predicted = logits > protocol.threshold
-        seconds += perf_counter() - begin
+        seconds += _clock(image.device) - begin
         if protocol.best_so_far:
             if (dice := _dice(logits > 0, target)) > best_dice:
                 best, best_dice = logits, dice
             logits = best
         yield RolloutStep(number, tuple(clicks), logits, seconds)
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given: a GPU is given its work and not waited for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
 
 
 def _slice_clicks(

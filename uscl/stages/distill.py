@@ -86,6 +86,8 @@ class DistillModule(LightningModule):
         data_preprocessing(self, self.net.config.image_size)
         self._teacher[0].model.to(self.device)
 
+    on_validation_start = on_fit_start  # `uscl validate` has not trained before
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step on patches [B, 1, S, S, S]."""
         loss = self._difference(batch["image"])
