@@ -22,11 +22,13 @@ from rich.progress import track
 
 from uscl.data.datasets.ultrasound import COLUMNS, read_ultrasound
 from uscl.data.volume import read_image, read_label
+from uscl.evaluation import read_rows
+from uscl.evaluation.statistics import estimate, samples_of
 from uscl.pseudo_label.output import write_pairs
 from uscl.pseudo_label.propagation import Propagation
 from uscl.pseudo_label.sweep import frames_of, label_sweep
 
-KEYS, LEAST_FRAMES = 5, 8
+KEYS, LEAST_FRAMES, CLICKS = 5, 8, 10
 
 
 def main() -> None:
@@ -38,16 +40,21 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     write_studies(arguments.root, out)
+    rows: dict[str, Path] = {}
     for kind in ("full", "pseudo"):
         data = ["--data", "VolumeDataModule", "--data.dataset", "ultrasound", "--data.root", str(out / kind),
                 "--data.val_fraction", "0"]  # fmt: skip
-        _run(out / f"fit-{kind}", "fit", "--config", "experiments/lora.yaml", *data, "--trainer.max_epochs",
+        fit, test = (out / f"{verb}-{kind}-{arguments.epochs}" for verb in ("fit", "test"))
+        _run(fit, "fit", "--config", "experiments/lora.yaml", *data, "--trainer.max_epochs",
              str(arguments.epochs), "--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0",
              "--model.clicks.count", "5", "--trainer.enable_model_summary", "false")  # fmt: skip
-        _run(out / f"test-{kind}", "test", "--config", "experiments/eval_us.yaml", *data, "--model.adapter",
-             str(out / f"fit-{kind}" / "adapter.safetensors"))  # fmt: skip
-    rows = [f"{kind} labels={out / f'test-{kind}' / 'rows.csv'}" for kind in ("full", "pseudo")]
-    subprocess.run([sys.executable, "benchmarks/compare.py", *rows, "--out", str(out / "table.md")], check=True)
+        _run(test, "test", "--config", "experiments/eval_us.yaml", *data, "--model.adapter",
+             str(fit / "adapter.safetensors"))  # fmt: skip
+        rows[kind] = test / "rows.csv"
+    named = [f"{kind} labels={path}" for kind, path in rows.items()]
+    subprocess.run([sys.executable, "benchmarks/compare.py", *named, "--out", str(out / "table.md")], check=True)
+    full, pseudo = (estimate(samples_of(read_rows(path), CLICKS)).mean for path in rows.values())
+    print(f"Dice at {CLICKS} clicks with pseudo-labels over that with full labels: {pseudo / full:.3f}")
 
 
 def write_studies(root: Path, out: Path) -> None:

@@ -13,6 +13,8 @@ from uscl.backbone import SamMed3D, build_sam_med3d
 from uscl.prompting.segmenter import upsample
 
 TOLERANCE = 1e-5
+# Twelve blocks of width 768 round more than the small fixtures do; processors differ by up to 1.7e-5 here.
+FULL_SIZE = 2e-5
 PROMPTS = ("p1_nomask", "p1_zeromask", "p3_mask", "nopoint_mask", "p3_nomask")
 
 
@@ -34,9 +36,8 @@ def decoder_arrays(load_parity) -> dict:
     return load_parity("sam_med3d/tiny_prompt_decoder.npz")
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, passes: int = 1) -> None:
-    """A mask that is fed back carries its rounding, which differs between processors, through every pass."""
-    torch.testing.assert_close(found, wanted, rtol=0, atol=passes * TOLERANCE)
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
 
 
 def prompts(arrays: dict, name: str):
@@ -115,7 +116,8 @@ def test_eleven_training_clicks_and_their_gradients(tiny, encoder_arrays, load_p
         shown = slice(0, click + 1) if tag == "multi" else slice(click, click + 1)
         given = None if arrays[f"{tag}/points_is_none"][click] else (points[:, shown], labels[:, shown])
         low = tiny.decode(embedding, given, low)[0]
-        close(low.detach(), arrays[f"{tag}/low_res"][click], passes=click + 1)
+        # A mask that is fed back carries its rounding, which differs between processors, through every pass.
+        close(low.detach(), arrays[f"{tag}/low_res"][click], (click + 1) * TOLERANCE)
         losses.append(loss_of(upsample(low, 64), target))
     sum(losses).backward()
     found = torch.stack(losses).detach().double()
@@ -152,7 +154,7 @@ def test_full_size_model(load_parity):
     image = recipe_image()
     torch.testing.assert_close(image[..., ::16, ::16, ::16], arrays["image_probe"], rtol=0, atol=1e-6)
     embedding = model.encode_image(image)
-    close(embedding[:, ::3], arrays["image_embedding"])
+    close(embedding[:, ::3], arrays["image_embedding"], FULL_SIZE)
     close(model.prompt_encoder.dense_positions()[:, ::6], arrays["dense_pe"])
     mask = torch.from_numpy((4 * np.random.RandomState(9).standard_normal((1, 1, 32, 32, 32))).astype(np.float32))
     points, labels = arrays["points"], arrays["labels"]
@@ -164,5 +166,5 @@ def test_full_size_model(load_parity):
     }
     for name, (clicks, prompt) in given.items():
         one, many = (model.decode(embedding, clicks, prompt, multimask) for multimask in (False, True))
-        close(torch.cat([one[0], many[0]], 1)[..., ::2, ::2, ::2], arrays[f"{name}/logits"])
-        close(torch.cat([one[1], many[1]], 1), arrays[f"{name}/iou"])
+        close(torch.cat([one[0], many[0]], 1)[..., ::2, ::2, ::2], arrays[f"{name}/logits"], FULL_SIZE)
+        close(torch.cat([one[1], many[1]], 1), arrays[f"{name}/iou"], FULL_SIZE)

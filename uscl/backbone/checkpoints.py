@@ -94,6 +94,11 @@ def load_checkpoint(
         found = translate(found)
     wanted = model.state_dict()
     matched = [key for key in wanted if key in found]
+    if not matched and _LANDMARK.removeprefix("image_encoder.") in found:
+        raise InputError(
+            f"{file}: holds an image encoder alone, as FastSAM3D publishes its distilled student; the model needs a "
+            "prompt encoder and a mask decoder besides: take the combined checkpoint"
+        )
     if not matched:
         raise InputError(
             f"{file}: none of its {len(found)} tensors belongs to this model (first keys: {_some(tuple(found))}); "
