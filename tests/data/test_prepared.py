@@ -132,7 +132,7 @@ def test_grey_values_survive(tmp_path, dtype):
     data_set = read_folder(tmp_path / "d")
     done = check_and_prepare(data_set.cases[0], data_set, SMALL, tmp_path / "s")
     assert done.status == "usable"
-    image, label, grid, _ = open_case(tmp_path / "s", SMALL, "a")
+    image, label, grid, *_ = open_case(tmp_path / "s", SMALL, "a")
     assert label is None
     assert image._stored.dtype == (np.uint8 if dtype is np.uint8 else np.uint16)
     step = 0 if dtype is np.uint8 else np.ptp(array) / 65535
@@ -251,6 +251,32 @@ def test_empty_folders_and_outputs_that_cannot_be_used(tmp_path, capsys, monkeyp
         assert prepare(root, tmp_path / "s") == 2
         assert "No space left on device); make room and run again" in " ".join(capsys.readouterr().err.split())
     assert prepare(root, tmp_path / "s") == 0, "goes on once there is room"
+
+
+def test_objects_that_resampling_leaves_no_voxel_of_are_told(tmp_path, caplog):
+    root, out = download(tmp_path / "d"), tmp_path / "s"
+    for file in sorted((root / "labelsTr").iterdir()):
+        volume = read_label(file)
+        array = np.minimum(volume.array, 1)
+        nodule = [(x, 2, 2) for x in range(38) if file.name == "case0.nii.gz"]
+        voxel = next(
+            (v for v in nodule if not (SMALL.prepare_label(volume.with_array(_only(array, v))) == 2).any()), None
+        )
+        write_volume(file, volume.with_array(array if voxel is None else _only(array, voxel)), overwrite=True)
+    assert prepare(root, out) == 0
+    for data in (module(root), module(out, dataset="prepared")):
+        caplog.clear()
+        data.setup("fit")
+        told = [record.message for record in caplog.records if "too small for a spacing" in record.message]
+        assert len(told) == 1
+        assert told[0].endswith(": nodule of case0")
+
+
+def _only(array, voxel):
+    """The array with a nodule of one voxel."""
+    changed = array.copy()
+    changed[voxel] = 2
+    return changed
 
 
 def test_interrupted_runs_go_on_and_changed_files_are_prepared_again(tmp_path):

@@ -76,6 +76,7 @@ def test_what_a_run_leaves(study, labelled):
     assert set(map(int, quality["flagged"])) >= set(range(18, COUNT))
     assert quality["classes"]["liver"]["left_out"][0]["frame"] == 8
     assert len(quality["classes"]["liver"]["confidence"]) == COUNT
+    assert quality["classes"]["liver"]["carried_by"] in ("shape", "motion", "blend")
     assert len(quality["annotate_next"]) == 3
     record = json.loads((labelled / "run.json").read_text())
     assert record["status"] == "finished"

@@ -125,10 +125,10 @@ def test_backwards_is_the_same(sweep):
 def test_the_way_that_predicts_left_out_key_frames_is_taken():
     """A shape that stands still in a moving surrounding is none of the motion's."""
     frames, truth = moving_sweep(step=3.0)
-    assert Propagation().chosen(frames[:9], keys_of(truth, 0, 4, 8)) != "shape"
+    assert Propagation().scores(frames[:9], keys_of(truth, 0, 4, 8), [2]).way != "shape"
     still = dict.fromkeys((0, 4, 8), disc(30, 45, 9))
-    assert Propagation().chosen(frames[:9], still) == "shape"
-    assert Propagation().chosen(frames[:9], {0: still[0], 8: still[8]}) == "blend", "nothing can be left out"
+    assert Propagation().scores(frames[:9], still, [2]).way == "shape"
+    assert Propagation().scores(frames[:9], {0: still[0], 8: still[8]}, [2]).way == "blend", "nothing can be left out"
 
 
 def test_motion_is_found_once_for_all_runs(sweep, tmp_path, monkeypatch):

@@ -179,7 +179,7 @@ def test_settings_that_cannot_work():
         make_vcl(lora=LoRA(rank=4))
     with pytest.raises(InputError, match="not both"):
         make_seg(adapter="a", vcl_adapter="b")
-    with pytest.raises(InputError, match="begin at 1"):
+    with pytest.raises(InputError, match="takes numbers from 1 on"):
         make_seg(test_clicks=(0, 3))
     module = make_seg(tuning=None)
     module.configure_model()

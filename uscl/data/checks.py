@@ -12,7 +12,7 @@ import numpy as np
 
 from uscl.data.datasets.cases import Case, DataSet
 from uscl.data.patches import Preprocessing
-from uscl.data.prepared import is_written, stored_bytes, write_case
+from uscl.data.prepared import is_written, stored_bytes, vanished_ids, write_case
 from uscl.data.store import read_case
 from uscl.errors import InputError
 
@@ -79,7 +79,8 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
         prepared = None if label is None else preprocessing.prepare_label(label)
         whole = bool(np.issubdtype(volume.array.dtype, np.integer) or (volume.array == np.rint(volume.array)).all())
         try:
-            write_case(folder, preprocessing, case.name, image, prepared, grid, whole, sources)
+            vanished = () if label is None or prepared is None else vanished_ids(label.array, prepared)
+            write_case(folder, preprocessing, case.name, image, prepared, grid, whole, sources, vanished)
         except (OSError, RuntimeError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             remedy = "make room" if full else "make it writable"

@@ -224,15 +224,22 @@ class VolumeDataModule(LightningDataModule):
     def _list_objects(self, split: Split, cases: Sequence[Case]) -> list[tuple[Case, str]]:
         """Which of the classes in use occur in which case; looks through every label map once."""
         wanted = self.data_set.classes
-        objects = []
+        objects, vanished = [], []
         for case in track(cases, f"Looking through {len(cases)} {split} cases", disable=len(cases) < 2, transient=True):
-            present = set(self.store.labelled(case)[0].summary)
+            prepared = self.store.labelled(case)[0]
+            present = set(prepared.summary)
             if not present and case.label is not None and not case.label.is_dir():
                 raise InputError(
                     f"{case.label}: has no foreground (at a spacing of {self.preprocessing.spacing} mm); "
                     "correct the map, or remove image and map"
                 )
             objects += [(case, name) for name, ids in wanted.items() if present.intersection(ids)]
+            vanished += [f"{name} of {case.name}" for name, ids in wanted.items()
+                         if not present.intersection(ids) and set(prepared.vanished).intersection(ids)]  # fmt: skip
+        if vanished:
+            log.warning("%d objects are too small for a spacing of %s mm and left out of the %s side: %s%s",
+                        len(vanished), list(self.preprocessing.spacing), split, ", ".join(vanished[:5]),
+                        ", ..." if len(vanished) > 5 else "")  # fmt: skip
         if cases and not objects:
             raise InputError(f"{self.root}: none of the classes in use occurs in the {len(cases)} {split} cases")
         return objects

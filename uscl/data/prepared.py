@@ -105,6 +105,11 @@ def summarise(label: Array) -> dict[int, LabelSummary]:
     return found
 
 
+def vanished_ids(label: Array, prepared: Array) -> tuple[int, ...]:
+    """Ids of a label map of which resampling left no voxel; nobody clicks on them any more, so that it must be told."""
+    return tuple(sorted({*np.unique(label).tolist()} - {*np.unique(prepared).tolist()} - {0}))
+
+
 def key_of(preprocessing: Preprocessing) -> str:
     """Name of the folder for a preprocessing; patch size and normalisation act later and do not count."""
     told = json.dumps({"version": VERSION, "spacing": preprocessing.spacing, "clamp": preprocessing.clamp})
@@ -120,6 +125,7 @@ def write_case(
     grid: Grid,
     whole: bool,
     sources: Sources,
+    vanished: tuple[int, ...] = (),
 ) -> None:
     """Writes a prepared case, whole or not at all; another process that writes the same one does no harm.
 
@@ -133,6 +139,7 @@ def write_case(
         whole: the scan holds whole numbers (Hounsfield units, grey values). They are stored as such, so that
             interpolation is rounded to half a unit; others are stored in 65536 steps over their range.
         sources: the files it was made from; once they change it counts as missing.
+        vanished: of :func:`vanished_ids`.
     """
     blosc2 = require_blosc2()
     low, high = float(image.min()), float(image.max())
@@ -155,7 +162,7 @@ def write_case(
         )  # fmt: skip
     summary = {} if label is None else summarise(label)
     note = {"grid": asdict(grid), "scale": scale, "offset": offset, "labelled": label is not None,
-            "sources": sources,
+            "sources": sources, "vanished": vanished,
             "summary": {str(i): {"count": s.count, "low": s.low, "high": s.high, "voxels": len(s.voxels)}
                         for i, s in summary.items()}}  # fmt: skip
     voxels = [s.voxels for s in summary.values()]
@@ -189,8 +196,8 @@ def is_written(folder: Path, preprocessing: Preprocessing, name: str, sources: S
 
 def open_case(
     folder: Path, preprocessing: Preprocessing, name: str
-) -> tuple[StoredArray, StoredArray | None, Grid, dict[int, LabelSummary]]:
-    """Image, label map, grid and summary of a case.
+) -> tuple[StoredArray, StoredArray | None, Grid, dict[int, LabelSummary], tuple[int, ...]]:
+    """Image, label map, grid, summary and vanished ids of a case.
 
     Raises:
         InputError: it was not prepared with these settings, its files cannot be read, or the extra ``store`` is not
@@ -210,9 +217,10 @@ def open_case(
         voxels = np.split(np.load(where / "voxels.npy"), ends[:-1])
         summary = {int(i): LabelSummary(s["count"], tuple(s["low"]), tuple(s["high"]), own)
                    for (i, s), own in zip(note["summary"].items(), voxels, strict=False)}  # fmt: skip
+        vanished = tuple(note.get("vanished", ()))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: cannot be read ({error}); delete it and run uscl prepare again") from error
-    return image, label, grid, summary
+    return image, label, grid, summary, vanished
 
 
 def require_blosc2() -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from uscl.data.datasets import Case, DataSet
 from uscl.data.patches import Grid, Preprocessing, Sliceable
-from uscl.data.prepared import LabelSummary, open_case, summarise
+from uscl.data.prepared import LabelSummary, open_case, summarise, vanished_ids
 from uscl.data.sweeps import read_sweep, read_sweep_label
 from uscl.data.volume import Volume, read_image, read_label
 from uscl.errors import InputError
@@ -32,12 +32,14 @@ class PreparedCase:
         label: label ids [x, y, z], or None.
         grid: the way back to the volume.
         stored_summary: what is known of every label id, where that was stored.
+        vanished: label ids of which resampling left no voxel.
     """
 
     image: Sliceable
     label: Sliceable | None
     grid: Grid
     stored_summary: dict[int, LabelSummary] | None = None
+    vanished: tuple[int, ...] = ()
 
     @cached_property
     def summary(self) -> dict[int, LabelSummary]:
@@ -99,7 +101,9 @@ class PreparedStore:
         else:
             volume, label = read_case(case, self.data_set)
             image, grid = self.preprocessing.prepare_image(volume)
-            prepared = PreparedCase(image, None if label is None else self.preprocessing.prepare_label(label), grid)
+            ids = None if label is None else self.preprocessing.prepare_label(label)
+            gone = () if label is None or ids is None else vanished_ids(label.array, ids)
+            prepared = PreparedCase(image, ids, grid, vanished=gone)
         self._kept[case.name] = prepared
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)

@@ -25,10 +25,12 @@ class EngineResult:
         scores: probability of foreground in [0, 1], float32 [asked, row, column]; the mask is above 0.5.
         agreement: Dice of what the key frame before and the one after say of the frame, float32 [asked]; nan where
             there is a key frame on one side alone.
+        way: which of its ways the engine took, if it has several.
     """
 
     scores: NDArray[np.float32]
     agreement: NDArray[np.float32]
+    way: str = ""
 
 
 class Engine(Protocol):

@@ -126,6 +126,7 @@ def quality_record(
     for number, quality in made.quality.items():
         taken, added = made.cleaned.get(number, (0, 0))
         classes[names[number]] = {
+            "carried_by": made.ways[number] or None,
             "left_out": [{"frame": numbers[one.frame], "dice": _known(one.dice), "hd95_mm": _known(one.hd95)}
                          for one in quality.left_out],
             "left_out_dice": _known(quality.dice),

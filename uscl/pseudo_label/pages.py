@@ -88,7 +88,8 @@ def page(
         numbers: what the frames are called.
     """
     colours = _colours(made)
-    more = "<th>Dice against the other engine</th>" if made.compared else ""
+    more = "<th>carried by</th>" if any(made.ways.values()) else ""
+    more += "<th>Dice against the other engine</th>" if made.compared else ""
     more += "<th>pixels cleaned away, added</th>" if made.cleaned else ""
     lines = []
     for number, quality in made.quality.items():
@@ -96,6 +97,7 @@ def page(
         confidence = f"{np.mean([quality.confidence[t] for t in inner]):.2f}" if inner else "-"
         cells = [f"{len(quality.left_out)}", _told(quality.dice), _told(quality.hd95, " mm"), confidence,
                  _told(quality.consistency)]  # fmt: skip
+        cells += [escape(made.ways[number])] if any(made.ways.values()) else []
         cells += [_told(made.compared[number])] if made.compared else []
         cells += ["{}, {}".format(*made.cleaned[number])] if made.cleaned else []
         swatch = f'<span class="swatch" style="background:{colours[number]}"></span> '

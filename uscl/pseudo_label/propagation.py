@@ -64,6 +64,7 @@ class Propagation:
         scores = np.zeros((len(wanted), *frames.shape[1:]), np.float32)
         agreement = np.full(len(wanted), np.nan, np.float32)
         inside = [i for i, t in enumerate(wanted) if len(numbers) > 1 and numbers[0] < t < numbers[-1]]
+        way = ""
         if inside:
             motion = self._motion_of(frames)
             way = self.way or self._choose(motion, key_masks)
@@ -71,11 +72,7 @@ class Propagation:
             for i in inside:
                 found, agreement[i] = self._scored(motion, keys, absent, wanted[i], (way,))
                 scores[i] = found[way]
-        return EngineResult(scores, agreement)
-
-    def chosen(self, frames: GreyFrames, key_masks: KeyMasks) -> str:
-        """The way that is taken for a class."""
-        return self.way or self._choose(self._motion_of(frames), key_masks)
+        return EngineResult(scores, agreement, way)
 
     def _choose(self, motion: Motion, key_masks: KeyMasks) -> str:
         met, sizes = dict.fromkeys(WAYS, 0), dict.fromkeys(WAYS, 0)

@@ -48,6 +48,7 @@ class LabelledSweep:
         flags: frames that should not be trusted, with the reasons.
         cleaned: pixels that the clean-up took away and added, by class id; empty without it.
         compared: Dice of the masks with another engine's over all frames that are no key frames, by class id.
+        ways: which of its ways the engine took, by class id; "" if it has one alone.
     """
 
     labels: NDArray[np.int32]
@@ -56,6 +57,7 @@ class LabelledSweep:
     flags: dict[int, list[str]]
     cleaned: dict[int, tuple[int, int]]
     compared: dict[int, float]
+    ways: dict[int, str]
 
 
 def frames_of(volume: Volume) -> GreyFrames:
@@ -97,11 +99,12 @@ def label_sweep(
     labels = np.zeros(frames.shape, np.int32)
     drawn = np.zeros(best.shape, np.int32)
     agreement: dict[int, dict[int, float]] = {}
-    left_out, compared = {}, {}
+    left_out, compared, ways = {}, {}, {}
     for number in track(classes, "Labelling classes", transient=True):
         masks = {t: key_frames[t] == number for t in keys}
         result = engine.scores(frames, masks, wanted)
         agreement[number] = dict(zip(wanted, result.agreement.tolist(), strict=True))
+        ways[number] = result.way
         higher = result.scores > best
         drawn[higher], best[higher] = number, result.scores[higher]
         left_out[number] = leave_out(engine, frames, masks, pixel_mm)
@@ -116,7 +119,7 @@ def label_sweep(
         for number in classes
     }
     flags = flag_frames(list(quality.values()), keys, check.threshold)
-    return LabelledSweep(labels, tuple(keys), quality, flags, cleaned, compared)
+    return LabelledSweep(labels, tuple(keys), quality, flags, cleaned, compared, ways)
 
 
 def check_key_frames(

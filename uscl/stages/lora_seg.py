@@ -84,8 +84,9 @@ class LoRASegModule(LightningModule):
         method: str | None = None,
     ) -> None:
         super().__init__()
-        if min(*val_clicks, *test_clicks, 1) < 1:
-            raise InputError(f"numbers of clicks begin at 1; found {val_clicks} and {test_clicks}")
+        for name, numbers in (("val_clicks", val_clicks), ("test_clicks", test_clicks)):
+            if min(numbers, default=0) < 1:
+                raise InputError(f"model.{name} takes numbers from 1 on; found {list(numbers)}")
         if adapter and vcl_adapter:
             raise InputError("give model.adapter (a finished stage 2) or model.vcl_adapter (a stage 1), not both")
         self.backbone = backbone
