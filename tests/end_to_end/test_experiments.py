@@ -17,6 +17,19 @@ from uscl.evaluation import read_rows
 from uscl.evaluation.figures import read_slices
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("kind", ["ultrasound", "amos", "totalsegmentator", "brats"])
+def test_what_is_simulated_by_default_is_what_the_experiments_read(kind, tmp_path, monkeypatch):
+    """`uscl simulate KIND` into the folder of an experiment must not make the experiment refuse it."""
+    made = []
+    monkeypatch.setattr("uscl.commands.simulate.simulate_study", lambda layout, out, study, workers: made.append(study))
+    assert main(["simulate", kind, "--out", str(tmp_path)]) == 0
+    file = EXPERIMENTS / f"eval_{'us' if kind == 'ultrasound' else kind}.yaml"
+    options = yaml.safe_load(file.read_text())["data"]["init_args"].get("study", {})
+    assert made == [replace(type(made[0])(), **options)]
+
+
 VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
 PRETRAIN = EXPERIMENTS / "pretrain.yaml"
 SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}

@@ -38,7 +38,7 @@ def simulate(
     Args:
         kind: whose layout: ultrasound, amos, totalsegmentator or brats.
         out: folder to write to; a study that is already there in part is completed.
-        patients: over all splits: 20 % test, 10 % validation, at least one each; default 12 for ultrasound, 6 else.
+        patients: over all splits: 20 % test, 10 % validation, at least one each; default 12 for ultrasound, 8 else.
         sweeps_per_patient: ultrasound: from alternating flanks.
         seed: of everything.
         workers: processes.
@@ -57,9 +57,9 @@ def simulate(
         if preset == "paper" and patients is not None:
             raise InputError("--preset paper sets the number of patients; leave out --patients")
         settings = SweepStudy(
-            patients=12 if patients is None else patients, sweeps_per_patient=sweeps_per_patient, seed=seed,
-            machine=machine, frames=frames, size=size, labels=labels, label_map=label_map, video=video,
-            key_frames=key_frames, device=device,
+            patients=SweepStudy().patients if patients is None else patients,
+            sweeps_per_patient=sweeps_per_patient, seed=seed, machine=machine, frames=frames, size=size, labels=labels,
+            label_map=label_map, video=video, key_frames=key_frames, device=device,
         )  # fmt: skip
         if preset == "paper":
             settings = replace(settings, patients=PAPER.patients, total_sweeps=PAPER.total_sweeps)
@@ -73,6 +73,6 @@ def simulate(
         foreign = [f"--{name}" for name, value in given.items() if value != usual[name].default]
         if foreign:
             raise InputError(f"{', '.join(foreign)}: for ultrasound alone; leave out with {kind}")
-        settings = ScanStudy(patients=6 if patients is None else patients, seed=seed)
+        settings = ScanStudy(patients=ScanStudy().patients if patients is None else patients, seed=seed)
     folder = simulate_study(LAYOUTS[kind], out, settings, workers)
     log.info("%s study: %s (contact_sheet.png shows it)", kind, folder)
