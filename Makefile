@@ -81,7 +81,7 @@ EVALUATIONS := eval_us eval_amos eval_totalsegmentator eval_brats
 once = grep -qs '"status": "finished"' $(1)/run.json ||
 TRAIN := --config experiments/ablation/training.yaml --trainer.max_epochs 5 --overwrite
 
-tables: .venv/installed ## Tables 1 and 2 in small, every method of the paper; 25 minutes on two cores; interrupted, it goes on
+tables: .venv/installed ## Tables 1 and 2 in small, every method of the paper; half an hour on two cores; interrupted, it goes on
 	$(BIN)/uscl simulate ultrasound --out $(ABLATION)/data --patients 20 --workers 2
 	$(call once,$(TABLES)/vcl) $(BIN)/uscl fit --config experiments/vcl.yaml $(TRAIN) \
 	  --trainer.default_root_dir $(TABLES)/vcl --model.lora.rank 32
@@ -103,7 +103,7 @@ tables: .venv/installed ## Tables 1 and 2 in small, every method of the paper; 2
 	done; done
 	$(BIN)/uscl report $(TABLES) --out $(TABLES)/report --tables 1,2
 
-test: .venv/installed ## lint, types and all tests (about 9 minutes on two cores)
+test: .venv/installed ## lint, types and all tests (about 13 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
