@@ -1,5 +1,7 @@
 """A 2D model on a volume: the geometry, by a model that knows the answer; what slices are shown; how clicks arrive."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -46,7 +48,7 @@ def dice(found, wanted):
 
 def roll(oracle, mask, slicing, count=1):
     segmenter = SliceSegmenter(oracle, slicing)
-    draw = lambda number: seeded_draw("slices", number)  # noqa: E731
+    draw = partial(seeded_draw, "slices")
     return list(evaluation_rollout(segmenter, mask[None, None].float(), mask, count, draw, slice_axis=slicing.axis))
 
 

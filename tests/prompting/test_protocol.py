@@ -1,5 +1,7 @@
 """The evaluation protocol: who clicks where, what is shown, what counts."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def as_logits(mask: torch.Tensor, height: float = 5.0) -> torch.Tensor:
 
 def roll(answers, target, count, protocol=ClickProtocol(), **options):
     segmenter = Scripted(answers)
-    draw = lambda number: seeded_draw("protocol", number)  # noqa: E731
+    draw = partial(seeded_draw, "protocol")
     image = torch.zeros(1, 1, *target.shape)
     return segmenter, list(evaluation_rollout(segmenter, image, target, count, draw, protocol, **options))
 
@@ -73,7 +75,7 @@ def test_deepest_clicks_come_first(target):
     empty = [as_logits(torch.zeros_like(target))] * 6
     middle = []
     for seed in range(20):
-        draw = lambda number, s=seed: seeded_draw(s, number)  # noqa: E731
+        draw = partial(seeded_draw, seed)
         image = torch.zeros(1, 1, 12, 12, 12)
         steps = list(evaluation_rollout(Scripted(empty), image, target, 4, draw, ClickProtocol(deepest_clicks=2)))
         middle.append([all(4 <= i <= 7 for i in click.index) for click in steps[-1].clicks])
