@@ -124,6 +124,9 @@ class UsclCLI(LightningCLI):
             raise InputError("--test_with: only `uscl fit` leaves something to test; use `uscl test --config ...`")
         parse_experiments(config.test_with)  # before hours of training
         if config.get("ckpt_path"):
+            if self.subcommand in ("test", "predict"):
+                raise InputError("--ckpt_path: resumes a training; what it left is given as --model.adapter "
+                                 "RUN/adapter.safetensors, or --model.weights RUN/weights.safetensors")  # fmt: skip
             _check_readable(config.ckpt_path)
         wanted = config.trainer.default_root_dir or f"runs/{self.subcommand}"
         if _of_agent():
@@ -163,7 +166,8 @@ class UsclCLI(LightningCLI):
         """Adds the callbacks that make a run leave something behind, and a CSV logger beside those that are chosen."""
         config = self.config[self.subcommand].trainer
         folder = config.default_root_dir
-        callbacks: list[Callback] = [CostMeter(), AdapterExport(), WeightsExport(), MaskWriter()]
+        # CostMeter comes after what it weighs.
+        callbacks: list[Callback] = [AdapterExport(), WeightsExport(), CostMeter(), MaskWriter()]
         if not any(_class_of(given) == "Scoring" for given in _as_list(config.callbacks)):
             callbacks.append(Scoring())
         if not config.fast_dev_run:

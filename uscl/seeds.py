@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 Draw = Callable[[int], int]
 """Draws an integer from [0, n), e.g. which of n wrong voxels is clicked."""
@@ -21,6 +22,20 @@ def run_seed(seed: int | None) -> int:
     initial values, patches and clicks.
     """
     return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+
+
+@contextmanager
+def fixed_initial_values() -> Iterator[None]:
+    """Random weights made within are the same in every process and on every device; the run's own draws go on after.
+
+    They are drawn on the CPU, whatever device is the default: a GPU draws others, and to reset its generator here would
+    give every seed the same initial values afterwards.
+    """
+    import torch  # here, so that importing this module stays free
+
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
 
 
 def derive_seed(*parts: int | str) -> int:

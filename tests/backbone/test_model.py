@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from uscl.backbone import VARIANTS, SamMed3DConfig, build_sam_med3d
+from uscl.backbone import VARIANTS, SamMed3DConfig, build_sam_med3d, load_trunk
 from uscl.errors import InputError
 
 
@@ -33,6 +33,18 @@ def test_unknown_variant():
 
 
 @torch.no_grad()
+def test_random_weights_are_the_same_whatever_device_is_the_default():
+    """Lightning builds models on the device of the run, whose generator is another one."""
+    usual = load_trunk("tiny", None)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with torch.device("meta"):
+        trunk = load_trunk("tiny", None)
+    assert trunk.fingerprint == usual.fingerprint
+    assert torch.equal(torch.rand(3), expected), "the run's own draws go on after"
+
+
 def test_shapes_of_the_two_calls():
     model = build_sam_med3d("tiny")
     embedding = model.encode_image(torch.randn(2, 1, 64, 64, 64))

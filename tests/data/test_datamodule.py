@@ -173,7 +173,7 @@ def test_prediction_opens_no_label(study, tmp_path):
         rows = list(csv.DictReader(stream))
     assert len(items) == len(rows)
     for item, row in zip(items, rows, strict=True):
-        assert item["object"] == row["object"]
+        assert item["mask_name"].endswith("__" + row["object"].replace(" ", "_"))
         (index, foreground), *_ = item["points"]
         assert foreground
         assert max(abs(i - 32) for i in index) <= 1, "the patch is centred on the click"

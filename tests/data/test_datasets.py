@@ -96,6 +96,10 @@ def test_two_files_of_one_case(tmp_path):
     write_volume(root / "labelsTs" / "a.nii.gz", Volume(np.ones((6, 5, 4), np.uint8)))
     with pytest.raises(InputError, match="several cases are called a"):
         read_folder(root)
+    root = make_folder(tmp_path / "other", names=("a", "b"))
+    write_volume(root / "labelsTr" / "a.nii", Volume(np.ones((6, 5, 4), np.uint8)))
+    with pytest.raises(InputError, match=r"a\.nii\.gz: a\.nii lies beside it and is of the same case"):
+        read_folder(root)
 
 
 def cases(patients: int, sweeps: int = 3, split=None) -> DataSet:

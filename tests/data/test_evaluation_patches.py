@@ -9,6 +9,7 @@ from uscl.data.datasets import Case, DataSet
 from uscl.data.evaluation_patches import LabelledObjects
 from uscl.data.store import PreparedStore
 from uscl.data.sweeps import SweepReading
+from uscl.data.volume import Volume, write_volume
 
 
 @pytest.mark.parametrize(
@@ -34,5 +35,22 @@ def test_surfaces_are_compared_in_voxels_where_distances_are_assumed(tmp_path, r
     store = PreparedStore(Preprocessing(patch_size=16), data_set, 1)
     item = LabelledObjects(store, [(case, "liver")], with_reference=True)[0]
     assert item["spacing"] == spacing
+    assert item["measured"] == (spacing != (1, 1, 1))
     assert item["reference"].shape == (30, 24, 6)
     assert item["grid"].source_spacing != (1, 1, 1), "the patch is cut in millimetres all the same"
+
+
+def test_an_object_in_two_distant_parts_is_in_its_patch(tmp_path):
+    """The middle of its box holds none of it."""
+    array = np.random.default_rng(0).integers(1, 255, (80, 20, 20)).astype(np.uint8)
+    label = np.zeros_like(array)
+    label[2:8, 5:12, 5:12] = label[71:78, 5:12, 5:12] = 1
+    for name, values in (("image", array), ("label", label)):
+        write_volume(tmp_path / f"{name}.nii.gz", Volume(values))
+    case = Case("a", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", "p", "test")
+    data_set = DataSet("scans", (case,), {1: "kidney"})
+    store = PreparedStore(Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=16), data_set, 1)
+    item = LabelledObjects(store, [(case, "kidney")], with_reference=True)[0]
+    assert item["target"].any()
+    restored = item["grid"].restore(item["target"].numpy() - 0.5, item["corner"]).astype(bool)
+    assert (restored & item["reference"]).sum() == restored.sum() > 0

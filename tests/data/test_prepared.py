@@ -106,9 +106,10 @@ def test_a_store_travels_to_a_spawned_process(prepared):
     assert np.array_equal(pickle.loads(pickle.dumps(store)).get(case).image[:], image)
 
 
-def test_objects_to_score_are_the_same_and_lead_back_to_the_volume(prepared):
+@pytest.mark.parametrize("region", ["label", "first_click"])
+def test_objects_to_score_are_the_same_and_lead_back_to_the_volume(prepared, region):
     items = []
-    for data in (module(prepared[0]), module(prepared[1], dataset="prepared")):
+    for data in (module(prepared[0], region=region), module(prepared[1], dataset="prepared", region=region)):
         data.setup("test")
         items.append(list(data.test_dataloader()))
     assert len(items[0]) == len(items[1]) > 0
@@ -119,6 +120,7 @@ def test_objects_to_score_are_the_same_and_lead_back_to_the_volume(prepared):
             stored["corner"],
         )
         assert torch.equal(raw["target"], stored["target"])
+        assert raw.get("first_click") == stored.get("first_click")
         logits = np.where(raw["target"], 1.0, -1.0)
         assert np.array_equal(raw["grid"].restore(logits, raw["corner"]), stored["grid"].restore(logits, raw["corner"]))
         assert np.array_equal(raw["reference"], stored["reference"])

@@ -3,7 +3,7 @@ import pytest
 
 from uscl.data.evaluation_patches import place_patch
 from uscl.data.patches import Preprocessing
-from uscl.data.prompts import parse_points, read_prompts
+from uscl.data.prompts import Prompt, mask_names, parse_points, read_prompts
 from uscl.data.volume import Volume
 from uscl.errors import InputError
 
@@ -52,6 +52,29 @@ def test_malformed_tables(tmp_path, content, message):
         read_prompts(tmp_path / "prompts.csv")
     with pytest.raises(InputError, match="no such table"):
         read_prompts(tmp_path / "nothing.csv")
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "prompts.csv").write_bytes("image,i,j,k,label,object\na.nii,1,2,3,1,Gefäß\n".encode("cp1252"))
+    with pytest.raises(InputError, match=r"prompts\.csv: not readable as CSV in UTF-8"):
+        read_prompts(tmp_path / "prompts.csv")
+
+
+def test_values_without_a_column_are_not_lost(tmp_path):
+    (tmp_path / "prompts.csv").write_text("image,i,j,k,label\na.nii,1,2,3,1,,\na.nii,1,2,3,1,liver\n")
+    with pytest.raises(InputError, match="line 3: has more values than there are columns"):
+        read_prompts(tmp_path / "prompts.csv")
+
+
+def test_every_mask_has_a_name_of_its_own(tmp_path):
+    (tmp_path / "1.2.840.5").mkdir()
+    images = ["p1/ct.nii.gz", "p2/ct.nii.gz", "b/clip.mp4", "b/clip.avi", "lone.nii", "1.2.840.5"]
+    prompts = [Prompt(tmp_path / image, "liver", ()) for image in images]
+    prompts += [Prompt(tmp_path / "lone.nii", name, ()) for name in ("", "left/right kidney", "left right kidney")]
+    assert mask_names(prompts) == [
+        "p1_ct__liver", "p2_ct__liver", "clip.mp4__liver", "clip.avi__liver", "lone__liver", "1.2.840.5__liver", "lone",
+        "lone__left_right_kidney", "lone__left_right_kidney_2",
+    ]  # fmt: skip
 
 
 SMALL = Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=32)

@@ -50,6 +50,25 @@ def test_video(tmp_path):
     assert np.abs(sweep.array - ramp.transpose(2, 1, 0)).max() < 6
 
 
+def test_a_clip_that_was_trimmed_without_coding_it_anew(tmp_path):
+    """Its edit list hides frames that the file still holds; a clip that was cut short lacks them."""
+    ramp = np.linspace(40, 160, 64 * 48).reshape(1, 48, 64) + 4.0 * np.arange(30)[:, None, None]
+    write_video(tmp_path / "whole.mp4", ramp.astype(np.uint8))
+    with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "trimmed.mp4"), "w") as target:
+        stream = source.streams.video[0]
+        copied = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.pts is not None:
+                packet.pts, packet.dts = packet.pts - 10 * packet.duration, packet.dts - 10 * packet.duration
+                packet.stream = copied
+                target.mux(packet)
+    with av.open(str(tmp_path / "trimmed.mp4")) as clip:
+        announced = clip.streams.video[0].frames
+        shown = sum(1 for _ in clip.decode(video=0))
+    assert shown < announced, "as players show it"
+    assert read_sweep(tmp_path / "trimmed.mp4", KNOWN).shape == (64, 48, shown)
+
+
 def test_frames_are_in_natural_order(tmp_path, frames):
     for number, frame in enumerate(frames):
         (tmp_path / "f").mkdir(exist_ok=True)
@@ -133,6 +152,26 @@ def test_instance_numbers_that_stand_twice(tmp_path, frames):
     for number in range(4):
         write_dicom(tmp_path / "s" / f"{number}.dcm", frames[number], InstanceNumber=number // 2)
     with pytest.raises(InputError, match="same instance number"):
+        read_sweep(tmp_path / "s", KNOWN)
+
+
+def test_frames_that_are_missing_are_not_passed_over(tmp_path, frames):
+    for number in range(8):
+        write_dicom(tmp_path / "s" / f"{number}.dcm", frames[number], InstanceNumber=2 * number + 1)
+    assert read_sweep(tmp_path / "s", KNOWN).shape == (32, 24, 8)
+    (tmp_path / "s" / "3.dcm").write_bytes(b"<html>not found</html>")
+    with pytest.raises(InputError, match=r"3\.dcm: is no DICOM file"):
+        read_sweep(tmp_path / "s", KNOWN)
+    (tmp_path / "s" / "3.dcm").unlink()
+    with pytest.raises(InputError, match="instance 5 is followed by 9"):
+        read_sweep(tmp_path / "s", KNOWN)
+
+
+def test_slices_of_several_orientations_are_not_frames(tmp_path, frames):
+    in_space(tmp_path / "s", frames[:3], [[0, 0, 2.5 * n] for n in range(3)], Modality="MR")
+    write_dicom(tmp_path / "s" / "9.dcm", frames[3], ImageOrientationPatient=[0, 1, 0, 0, 0, 1], Modality="MR",
+                ImagePositionPatient=[0, 0, 0], PixelSpacing=[0.25, 0.5], InstanceNumber=3)  # fmt: skip
+    with pytest.raises(InputError, match="slices of several orientations"):
         read_sweep(tmp_path / "s", KNOWN)
 
 
@@ -271,6 +310,21 @@ def test_label_volume_must_lie_on_the_grid_of_an_image_volume(tmp_path, frames):
     assert read_sweep_label(tmp_path / "label.nii.gz", sweep).spacing == (1.0, 1.0, 0.5)
     with pytest.raises(InputError, match="does not lie on the grid"):
         read_sweep_label(tmp_path / "moved.nii.gz", sweep)
+
+
+def test_label_volume_must_lie_on_the_grid_of_a_series_in_space(tmp_path, frames):
+    """As after a conversion that stores rows the other way: the same shape, another place."""
+    in_space(tmp_path / "s", frames[:6], [[0, 0, 2.5 * n] for n in range(6)])
+    series = read_sweep(tmp_path / "s")
+    array = (series.array > 99).astype(np.uint8)
+    write_volume(tmp_path / "label.nii.gz", series.with_array(array))
+    assert np.array_equal(read_sweep_label(tmp_path / "label.nii.gz", series).array, array)
+    apart = read_sweep(tmp_path / "s", SweepReading(step=0.5))
+    assert read_sweep_label(tmp_path / "label.nii.gz", apart).spacing[2] == 0.5
+    write_volume(tmp_path / "turned.nii.gz", Volume(array[:, ::-1], series.spacing, (0.0, 23 * 0.25, 0.0),
+                                                    np.diag([1.0, -1.0, 1.0])))  # fmt: skip
+    with pytest.raises(InputError, match="does not lie on the grid"):
+        read_sweep_label(tmp_path / "turned.nii.gz", series)
 
 
 def test_coloured_masks_are_refused(tmp_path, frames):

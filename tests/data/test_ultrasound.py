@@ -90,6 +90,15 @@ def test_a_fresh_manifest_lists_every_sweep_with_its_label(lab, tmp_path, capsys
     assert "exists already" in capsys.readouterr().err
 
 
+def test_dicom_files_that_are_named_by_their_uid(tmp_path):
+    frames = clip(0)[0]
+    for name in ("1.2.840.113619.2.55.3", "MR.1.3.12.2.1107"):
+        write_dicom(tmp_path / "export" / name, frames)
+    write_dicom(tmp_path / "export" / "DICOMDIR", frames)
+    write_video(tmp_path / "export" / "b.mp4", frames)
+    assert write_manifest(tmp_path / "export", tmp_path / "sweeps.csv") == 3
+
+
 def test_labels_of_another_patient_are_not_taken(tmp_path):
     frames, ids = clip(0)
     for patient in ("p1", "p2"):
@@ -235,13 +244,17 @@ def test_no_manifest_names_the_command_that_writes_one(tmp_path):
         read_ultrasound(tmp_path)
 
 
-def test_a_clip_is_segmented_on_its_own_grid(lab, tmp_path):
+def test_a_clip_is_segmented_on_its_own_grid(lab, tmp_path, caplog):
     common = ["--backbone", "tiny", "--weights", "null", "--preprocessing.patch_size", "64",
               "--preprocessing.spacing", "[3, 3, 3]", "--points", "24,24,2;40,24,18"]  # fmt: skip
     video = ["segment", str(lab / "p1/videos/b.mp4"), "--out", str(tmp_path / "mask.nii.gz"), *common]
     assert main(video) == 2
-    assert main([*video, "--reading.spacing", "[1.5, 1.5]", "--reading.step", "assumed",
-                 "--picture", str(tmp_path / "mask.png")]) == 0  # fmt: skip
+    with caplog.at_level("INFO"):
+        assert main([*video, "--reading.spacing", "[1.5, 1.5]", "--reading.step", "assumed",
+                     "--picture", str(tmp_path / "mask.png")]) == 0  # fmt: skip
+        assert " ml" not in caplog.text, "millilitres of assumed distances are none"
+        assert main([*video, "--reading.spacing", "[1.5, 1.5]", "--reading.step", "7.5", "--overwrite"]) == 0
+        assert " ml, " in caplog.text
     from uscl.data import read_label
 
     mask = read_label(tmp_path / "mask.nii.gz")

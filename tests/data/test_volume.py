@@ -44,6 +44,21 @@ def test_nothing_is_overwritten_without_being_told_to(tmp_path, volume):
     assert np.array_equal(read_image(path).array, volume.array + 1)
 
 
+@pytest.mark.parametrize("kind", [sitk.sitkVectorUInt8, sitk.sitkComplexFloat32])
+def test_colour_is_told_and_not_taken_for_a_damaged_file(tmp_path, kind):
+    image = sitk.Image([6, 7, 8], kind, 3 if kind == sitk.sitkVectorUInt8 else 0)
+    sitk.WriteImage(image, str(tmp_path / "colour.nii"))
+    path = tmp_path / "colour.nii"
+    content = bytearray(path.read_bytes())
+    if kind == sitk.sitkVectorUInt8:  # as others write it: the NIfTI type RGB24 instead of a vector
+        content[40:56] = np.array([3, 6, 7, 8, 1, 1, 1, 1], "<i2").tobytes()
+        content[68:74] = np.array([0, 128, 24], "<i2").tobytes()
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="3 values per voxel|complex numbers") as caught:
+        read_image(path)
+    assert "cut short" not in str(caught.value)
+
+
 def test_unknown_ending(tmp_path, volume):
     with pytest.raises(InputError, match=r"expected a name ending in one of \.nii\.gz"):
         write_volume(tmp_path / "scan.png", volume)

@@ -214,6 +214,14 @@ def test_a_killed_run_goes_on_where_it_was(study, tmp_path):
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
+def test_a_checkpoint_is_not_tested(study, tmp_path, capsys):
+    """The adapter beside it is: a report would take the checkpoint's rows for those of the untouched backbone."""
+    test = experiment("eval_us", study, "--trainer.default_root_dir", str(tmp_path / "a"))
+    assert main([*test, "--ckpt_path", "runs/lora/checkpoints/last.ckpt"]) == 2
+    assert "--ckpt_path: resumes a training; what it left is given as --model.adapter" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 def test_wandb_offline_leaves_config_and_metrics(study, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger",

@@ -187,6 +187,10 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
     objects = len(whole) // 2
     args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
     args += ["--model.adapter", str(runs / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"]
+
+    def killed_while_drawing(*_):
+        raise RuntimeError("killed")
+
     scored, score = [], scoring.Reference.score
 
     def killed(*given):
@@ -209,7 +213,7 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
     assert "began with another data.init_args.classes" in capsys.readouterr().err
     scored.clear()
     assert main([*args, "--resume"]) == 0
-    assert len(scored) == 2 * (objects - 2), "the two that were done are not done again"
+    assert len(scored) == 2 * (objects - 1), "of the two that were done one is done again"
     assert [replace(row, seconds=0) for row in read_rows(folder / "rows.csv")] == [
         replace(row, seconds=0) for row in whole
     ]
@@ -220,6 +224,18 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
     assert all(np.array_equal(kept[title].predictions[3], wanted[title].predictions[3]) for title in wanted)
     assert main([*args, "--resume"]) == 2
     assert "has finished" in capsys.readouterr().err
+    # Killed after everything was scored, before anything was written.
+    args[args.index("--trainer.default_root_dir") + 1] = str(tmp_path / "late")
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "save_panels", killed_while_drawing)
+        with pytest.raises(RuntimeError, match="killed"):
+            main(args)
+    scored.clear()
+    assert main([*args, "--resume"]) == 0
+    assert len(scored) == 2
+    assert [replace(row, seconds=0) for row in read_rows(tmp_path / "late/rows.csv")] == [
+        replace(row, seconds=0) for row in whole
+    ]
     args[args.index("--trainer.default_root_dir") + 1] = str(tmp_path / "nothing")
     assert main([*args, "--resume"]) == 2
     assert "holds no run to go on with" in capsys.readouterr().err

@@ -23,6 +23,14 @@ def test_a_sweep_shows_as_on_the_machine():
     assert radiological(image[:, :, 0])[0, 0] == 1
 
 
+def test_a_panel_keeps_its_slice_and_not_the_volume():
+    """A test of thousands of objects keeps as many panels."""
+    image, mask = np.zeros((16, 12, 8), np.float32), np.ones((16, 12, 8), bool)
+    panel = make_panel("case", image, mask, {1: mask}, [((6, 6, 4), True)], {}, (1, 1, 1))
+    for array in (panel.image, panel.reference, panel.predictions[1]):
+        assert array.base is None or array.base.nbytes == array.nbytes
+
+
 @pytest.mark.parametrize("reference", [True, False])
 def test_a_picture_is_written_even_without_reference_or_mask(tmp_path, reference):
     image = np.random.default_rng(0).normal(size=(16, 16, 8))

@@ -89,6 +89,24 @@ def test_nothing_is_drawn_without_slices_of_ours(ablation, tmp_path):
     assert not (tmp_path / "panels.png").exists()
 
 
+def test_nothing_is_drawn_where_ours_was_scored_at_other_numbers_of_clicks(ablation, tmp_path):
+    at_three = {name: [replace(row, clicks=3) for row in rows] for name, rows in ablation.runs[0].rows.items()}
+    other = replace(ablation, runs=(replace(ablation.runs[0], rows=at_three), *ablation.runs[1:]))
+    assert not draw_panels(other, tmp_path / "panels.png")
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_no_millimetres_on_what_rests_on_an_assumption(ablation, tmp_path, monkeypatch, measured):
+    for tests in (run.tests for run in ablation.runs):
+        for folder in tests.values():
+            file = folder / "pictures" / "slices.npz"
+            save_slices(file, [replace(shown, measured=measured) for shown in read_slices(file).values()])
+    bars = []
+    monkeypatch.setattr(panels, "_scale", lambda *given: bars.append(given))
+    assert draw_panels(ablation, tmp_path / "panels.png")
+    assert bool(bars) == measured
+
+
 def test_the_worst_objects_are_those_of_the_failure_list(ablation, tmp_path, monkeypatch):
     drawn: list[Panel] = []
     monkeypatch.setattr(panels, "save_panels", lambda file, shown, heading: drawn.extend(shown))

@@ -3,12 +3,15 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from uscl.cli import main
 from uscl.errors import InputError
@@ -420,3 +423,36 @@ def test_folders_that_are_no_reports_are_left_alone(study, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty"), "--out", str(tmp_path / "q")]) == 2
     assert "no finished run with rows" in capsys.readouterr().err
+
+
+def test_two_tests_of_one_data_set_are_not_mixed(study):
+    """By another protocol, or of another site with a folder of the same name."""
+    run = study / "a" / "bothTrue0"
+    shutil.copytree(run / "tests" / "sweeps", run / "tests" / "bedside")
+    with pytest.raises(InputError, match=r"bedside.*sweeps: both tested on sweeps"):
+        find_runs([study])
+
+
+def test_a_training_that_went_on_is_told_by_its_adapter(tmp_path):
+    run = write_run(tmp_path / "on", "LoRA", {"sweeps": 0.5}, rank=32)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["init_args"]["adapter"] = "runs/first/adapter.safetensors"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    part = {"method": "LoRA", "rank": 8, "modules": "both"}
+    described = {"method": "USCL-Med3D", "tuning": {"encoder": part, "decoder": part}}
+    save_file({"x": torch.zeros(1)}, run / "adapter.safetensors", {"adapter": json.dumps(described)})
+    (found,) = find_runs([tmp_path])
+    assert found.setting == Setting("LoRA", "both", 8, vcl=True)
+
+
+def test_a_training_costs_once_however_many_tests_it_has(tmp_path):
+    run = write_run(tmp_path / "training", "LoRA", {"sweeps": 0.5})
+    for name in ("AMOS22", "BraTS"):
+        test = write_run(tmp_path / name, None, {name: 0.5})
+        config = yaml.safe_load((test / "config.yaml").read_text())
+        config["model"]["init_args"]["adapter"] = str(run / "adapter.safetensors")
+        (test / "config.yaml").write_text(yaml.safe_dump(config))
+    runs = find_runs([tmp_path])
+    assert len(runs) == 3
+    ablation = look_at(runs)
+    assert len(ablation.costs(Setting("LoRA", "both", 32))) == 1

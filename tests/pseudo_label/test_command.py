@@ -12,11 +12,13 @@ from PIL import Image
 
 from uscl.cli import main
 from uscl.data.datamodule import VolumeDataModule
-from uscl.data.datasets.ultrasound import read_ultrasound
+from uscl.data.datasets.ultrasound import CLASSES, read_ultrasound
 from uscl.data.patches import Preprocessing
 from uscl.data.training_patches import PatchSampling
 from uscl.data.volume import read_image, read_label
+from uscl.errors import InputError
 from uscl.phantom.video import write_frames, write_video
+from uscl.pseudo_label.output import add_to_manifest
 
 COUNT, HEIGHT, WIDTH = 24, 40, 56
 ASSUMED = ("--reading.spacing", "[2.0, 2.0]", "--reading.step", "3.0")
@@ -267,3 +269,17 @@ def test_an_engine_without_weights_is_never_replaced(study, tmp_path, capsys):
     )
     assert "none.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shared_manifest_keeps_what_its_owner_wrote_in_it(tmp_path):
+    shared, folder = tmp_path / "sweeps.csv", tmp_path / "out"
+    shared.write_text("scanner,patient,sweep,image,label,age\nX,anna,old,old.mp4,old.nii.gz,44\n")
+    pairs = [("new", folder / "image.nii.gz", folder / "label.nii.gz")]
+    with pytest.raises(InputError, match=r"has no dataset\.json beside it, so its labels are .*pleural effusion"):
+        add_to_manifest(shared, pairs, "new", "bert", folder, {1: "cyst"})
+    add_to_manifest(shared, pairs, "new", "bert", folder, CLASSES)
+    with shared.open() as stream:
+        old, new = csv.DictReader(stream)
+    assert (old["scanner"], old["age"], old["patient"], old["image"]) == ("X", "44", "anna", "old.mp4")
+    assert (new["scanner"], new["patient"], new["image"]) == ("", "bert", "out/image.nii.gz")
+    assert not (tmp_path / "dataset.json").exists(), "the data set had no name of its own"

@@ -157,6 +157,13 @@ def test_an_empty_key_frame_has_to_be_meant(labels, tmp_path):
     assert not read_key_frames(folder, SHAPE, NAMES, allow_empty=True)[5].any()
 
 
+def test_coco_cannot_say_that_a_frame_is_empty(labels, tmp_path, caplog):
+    file = as_coco(tmp_path, labels)
+    with caplog.at_level("WARNING"):
+        assert list(read_key_frames(file, SHAPE, NAMES, allow_empty=True)) == [2, 10]
+    assert f"{SHAPE[0] - 2} images without annotations are no key frames" in caplog.text
+
+
 @pytest.mark.parametrize(("name", "size", "value", "reason"), [
     ("0099.png", (30, 40), 3, "is for frame 99, the sweep has frames 0 to 11"),
     ("0004.png", (30, 41), 3, "has 41 x 30 pixels, frames of the sweep have 40 x 30"),

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,25 @@ def test_all_of_the_backbone_trains(anatomies, make_trainer):
         assert any(name.startswith(part) for name in moved), part
 
 
+@pytest.mark.parametrize("anatomical", [True, False])
+def test_every_trainable_weight_gets_a_gradient_whatever_the_batch_holds(anatomies, anatomical):
+    """Several processes wait for all of them, and for each other's logs."""
+    data = make_data(anatomies)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1)
+    data.prepare_data()
+    batch = next(iter(data.train_dataloader()))
+    if not anatomical:
+        batch["semantic"] = torch.full_like(batch["semantic"], -100)
+    module = make_module(clicks=PretrainingClicks(2, 2))
+    logged = set()
+    module.log = lambda name, value, **_: logged.add((name, bool(torch.as_tensor(value).isfinite())))
+    module._trainer = SimpleNamespace(current_epoch=0, global_rank=0)
+    module.training_step(batch, 0).backward()
+    assert {("train/semantic", True), ("train/intensity", True), ("train/loss", True)} <= logged
+    without = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+
+
 def test_weights_file_holds_the_average_and_loads(anatomies, make_trainer, tmp_path):
     module = make_module()
     trainer = make_trainer(2, callbacks=[ema(), WeightsExport()])
@@ -90,7 +110,7 @@ def test_muon_takes_the_matrices_of_hidden_layers_alone():
     assert "net.image_encoder.blocks.0.attn.qkv.weight" in by_muon
     assert all(name.endswith("weight") and "embed" not in name and "norm" not in name for name in by_muon)
     everything = [named[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(everything) == sorted(name for name, _ in module.named_parameters())
+    assert sorted(everything) == sorted(name for name, p in module.named_parameters() if p.requires_grad)
     # An orthogonal step: every direction of the matrix moves by about the same length; AdamW's part moves too.
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
     loss = sum(parameter.square().sum() for parameter in module.parameters())

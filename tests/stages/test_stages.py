@@ -3,9 +3,11 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import save_file
 from stages.building import make_seg, make_vcl, trained_state
 from torch.optim import AdamW
 
+from uscl.backbone import load_trunk
 from uscl.errors import InputError
 from uscl.stages import AdapterExport
 from uscl.tuning import LoRA, load_adapter
@@ -131,6 +133,36 @@ def test_stage_two_leaves_an_adapter_that_tests_the_same(make_data, make_trainer
     wrong = make_seg(vcl_adapter=str(file))
     with pytest.raises(InputError, match="is what stage 'lora_seg' left, expected stage 1's"):
         wrong.configure_model()
+
+
+@pytest.mark.parametrize("stage", FAMILIES)
+def test_a_training_does_not_go_on_with_another_trunk(stage, make_data, make_trainer, tmp_path):
+    """The checkpoint would bring its own trunk, and the adapter would carry the name of the configured one."""
+    make, centre = FAMILIES[stage]
+    checkpoint = ModelCheckpoint(tmp_path / "first", "last", enable_version_counter=False)
+    make_trainer(1, enable_checkpointing=True, callbacks=[checkpoint]).fit(make(), make_data(centre))
+    other = load_trunk("tiny", None).model
+    with torch.no_grad():
+        other.image_encoder.pos_embed.add_(1)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"began on a trunk with random weights, model\.weights now gives other"):
+        make_trainer(2, "second").fit(make(weights=str(tmp_path / "other.safetensors")), make_data(centre),
+                                      ckpt_path=str(tmp_path / "first" / "last.ckpt"))  # fmt: skip
+
+
+def test_what_was_never_tuned_is_not_tested_under_a_tuned_name(make_data, make_trainer):
+    with pytest.raises(InputError, match=r"nothing tuned is given to test: add --model\.adapter"):
+        make_trainer(1).test(make_seg(), make_data())
+    module = make_seg(method="mine", tuning=None)
+    module.configure_model()
+    assert module.method == "mine"
+
+
+def test_a_given_name_stays_after_vcl(make_data, make_trainer, tmp_path):
+    make_trainer(1, "vcl", callbacks=[AdapterExport()]).fit(make_vcl(), make_data("volume"))
+    module = make_seg(vcl_adapter=str(tmp_path / "vcl" / "adapter.safetensors"), method="mine")
+    module.configure_model()
+    assert module.method == "mine"
 
 
 def test_training_can_go_on_from_an_adapter(make_data, make_trainer, tmp_path):

@@ -144,6 +144,19 @@ def test_the_padded_window_tokens_keep_their_fold():
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
 
 
+def test_nothing_of_it_stays_behind_when_the_model_moves():
+    """loralib keeps the indices of what it tunes as a plain tensor, which no device is told of."""
+    model = build_sam_med3d("tiny")
+    LoRA(rank=2).apply(model)
+    names = set(model.state_dict())
+    model.to("meta")
+    for module in model.modules():
+        plain = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+        assert not plain
+        assert getattr(module, "lora_ind", torch.empty(0, device="meta")).device.type == "meta"
+    assert not any("lora_ind" in name for name in names), "adapters keep their tensors"
+
+
 def test_alpha_is_tied_to_the_rank():
     assert LoRA(rank=8).scale_of("encoder") == LoRA(rank=64).scale_of("decoder") == 1.0
     assert LoRA(rank=8, alpha=16).scale_of("encoder") == 2.0

@@ -7,13 +7,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-import torch
 from torch import nn
 
 from uscl.backbone.checkpoints import load_checkpoint
 from uscl.backbone.config import VARIANTS, SamMed3DConfig, resolve_config
 from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
 from uscl.errors import InputError
+from uscl.seeds import fixed_initial_values
 
 RANDOM_WEIGHTS = "random weights"
 EMBEDDED = "embedded"
@@ -51,8 +51,7 @@ def load_trunk(backbone: SamMed3DConfig | str, weights: str | os.PathLike[str] |
     """
     if weights == EMBEDDED:
         weights = embedded_weights(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_initial_values():
         model = build_sam_med3d(resolve_config(backbone))
     source = RANDOM_WEIGHTS
     if weights is not None:

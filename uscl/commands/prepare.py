@@ -127,14 +127,17 @@ def _claim(folder: Path, source: Path, origin: dict[str, Any]) -> None:
 
 
 def _summary(reports: list[CaseReport], data_set: DataSet) -> Table:
-    table = Table(title=f"{data_set.name}: {len(reports)} cases", caption="ml: mean over the cases that have it")
+    table = Table(
+        title=f"{data_set.name}: {len(reports)} cases", caption="ml: mean over cases that have it, distances known"
+    )
     for column in ("class", "cases", "ml"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name in data_set.classes:
-        found = [float(part.rsplit(" ", 2)[1]) for report in reports for part in report.classes.split("; ")
+        sizes = [part.rsplit(" ", 2)[1:] for report in reports for part in report.classes.split("; ")
                  if part.rsplit(" ", 2)[0] == name]  # fmt: skip
-        if found:
-            table.add_row(name, str(len(found)), f"{sum(found) / len(found):.1f}")
+        known = [float(size) for size, unit in sizes if unit == "ml"]
+        if sizes:
+            table.add_row(name, str(len(sizes)), f"{sum(known) / len(known):.1f}" if known else "not known")
     bad = sum(report.status == UNUSABLE for report in reports)
     raw, stored = (sum(getattr(report, key) for report in reports) / 1e6 for key in ("bytes_raw", "bytes_stored"))
     table.add_section()

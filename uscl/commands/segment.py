@@ -9,7 +9,7 @@ from typing import Literal
 from uscl.backbone import EMBEDDED, RANDOM_WEIGHTS
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import parse_points
-from uscl.data.sweeps import SweepReading, read_sweep
+from uscl.data.sweeps import SweepReading, is_assumed, read_sweep
 from uscl.data.volume import check_writable, write_volume
 from uscl.errors import InputError
 from uscl.evaluation.figures import DISCLAIMER, make_panel, save_panels
@@ -66,7 +66,10 @@ def segment(
     if prediction.cut_short:
         log.warning("The mask reaches the border of its patch; the object may go on beyond it")
     write_volume(target, prediction.mask, overwrite)
-    log.info("%s: %.1f ml, %d voxels. %s", target, prediction.volume_ml, prediction.mask.array.sum(), DISCLAIMER)
+    size = f"{prediction.mask.array.sum()} voxels"
+    if not is_assumed(Path(image).expanduser(), reading):  # millilitres of nothing
+        size = f"{prediction.volume_ml:.1f} ml, {size}"
+    log.info("%s: %s. %s", target, size, DISCLAIMER)
     if picture is not None:
         grid = predictor.preprocessing.grid(volume)
         mask = grid.orient(prediction.mask.array) > 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uscl.errors import InputError
+from uscl.seeds import fixed_initial_values
 
 if TYPE_CHECKING:
     from transformers import SamModel
@@ -151,8 +152,7 @@ def _build(size: SamSize, with_encoder: bool) -> SamModel:
             layer_norm_eps=1e-5,
         ),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_initial_values():
         model = SamModel(config)
     if not with_encoder:
         del model.vision_encoder

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from uscl.comparators.sam import PromptedSam, SamSize
+from uscl.seeds import fixed_initial_values
 
 SIZE = SamSize(image_size=256)
 
@@ -66,8 +66,7 @@ class SamMed2D(PromptedSam):
 
     def __init__(self, size: SamSize = SIZE) -> None:
         super().__init__(size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with fixed_initial_values():
             for layer in self.sam.vision_encoder.layers:
                 layer.mlp = AdaptedMlp(cast("nn.Module", layer.mlp), Adapter(size.dim))
 

@@ -77,13 +77,14 @@ def augment(
     """Changes a patch.
 
     Args:
-        image: intensities before normalisation [S, S, S].
+        image: intensities before normalisation [S, S, S], along the axes of the file: lateral, depth and frame of a
+            sweep.
         target: what belongs to it [S, S, S], bool, or None.
         settings: how strongly.
         random: source of everything drawn.
 
     Returns:
-        Image (float32) and target, the inputs themselves where nothing was drawn.
+        Image (float32) and target along the same axes, the inputs themselves where nothing was drawn.
     """
     drawn = {entry.name for entry in fields(settings)
              if entry.name != "probability" and random.random() < settings.probability

@@ -14,6 +14,7 @@ from uscl.data.datasets.cases import Case, DataSet
 from uscl.data.patches import Preprocessing
 from uscl.data.prepared import is_written, stored_bytes, vanished_ids, write_case
 from uscl.data.store import read_case
+from uscl.data.sweeps import is_assumed
 from uscl.errors import InputError
 
 USABLE, UNUSABLE = "usable", "unusable"
@@ -32,7 +33,7 @@ class CaseReport:
         spacing: of the scan, mm.
         lowest: intensity of the scan.
         highest: intensity of the scan.
-        classes: what occurs, with millilitres.
+        classes: what occurs, with millilitres; with voxels where distances are assumed.
         bytes_raw: image and label files.
         bytes_stored: in the store.
     """
@@ -70,9 +71,9 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
                              "take the case away")  # fmt: skip
     except InputError as error:
         return CaseReport(case.name, UNUSABLE, str(error), case.patient)
-    voxel_ml = float(np.prod(volume.spacing)) / 1000
+    voxel_ml = None if is_assumed(case.image, case.reading) else float(np.prod(volume.spacing)) / 1000
     found = {} if label is None else {
-        name: float(data_set.mask(label.array, name).sum() * voxel_ml) for name in data_set.classes
+        name: int(data_set.mask(label.array, name).sum()) for name in data_set.classes
     }  # fmt: skip
     image, grid = preprocessing.prepare_image(volume)
     if not is_written(folder, preprocessing, case.name, sources):
@@ -89,9 +90,14 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
     return CaseReport(
         case.name, USABLE, "", case.patient, " x ".join(map(str, grid.shape)),
         " x ".join(f"{s:.4g}" for s in volume.spacing), float(volume.array.min()), float(volume.array.max()),
-        "; ".join(f"{name} {ml:.1f} ml" for name, ml in found.items() if ml),
+        "; ".join(f"{name} {_size(voxels, voxel_ml)}" for name, voxels in found.items() if voxels),
         sum(raw for raw, _ in sources.values()), stored_bytes(folder, preprocessing, case.name),
     )  # fmt: skip
+
+
+def _size(voxels: int, voxel_ml: float | None) -> str:
+    """In millilitres; in voxels where distances are not known but assumed."""
+    return f"{voxels} voxels" if voxel_ml is None else f"{voxels * voxel_ml:.1f} ml"
 
 
 def _sources(case: Case) -> dict[str, tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,20 @@ def is_dicom(path: Path) -> bool:
 
 
 def series_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder in natural order, without the directory that media carry."""
-    return natural_order(
-        p for p in folder.iterdir() if p.is_file() and p.name.upper() != "DICOMDIR" and is_dicom(p)
-    )  # fmt: skip
+    """The DICOM files of a folder in natural order, without the directory that media carry.
+
+    Raises:
+        InputError: a file is called DICOM and is none; left out, it would lack among the frames without a word.
+    """
+    found = []
+    for path in folder.iterdir():
+        if not path.is_file() or path.name.upper() == "DICOMDIR" or path.name.startswith("."):
+            continue
+        if is_dicom(path):
+            found.append(path)
+        elif path.suffix.lower() in ENDINGS:
+            raise InputError(f"{path}: is no DICOM file; fetch it again, or take it away")
+    return natural_order(found)
 
 
 def read_header(path: Path) -> Header:
@@ -173,8 +184,8 @@ def read_series(folder: Path, without_colour: bool) -> Volume | Frames:
         without_colour: blacken coloured pixels of frames.
 
     Raises:
-        InputError: no DICOM in it, several series, files of several frames, slices missing, there twice or askew, frame
-            numbers that are there twice, or a file that cannot be read.
+        InputError: no DICOM in it, several series or orientations, files of several frames, slices or frames missing
+            or there twice, slices askew, or a file that cannot be read.
     """
     headers = [read_header(file) for file in series_files(folder)]
     if not headers:
@@ -187,14 +198,26 @@ def read_series(folder: Path, without_colour: bool) -> Volume | Frames:
     positions = slice_positions(headers)
     if positions is not None and headers[0].frames == 1:
         return _volume(folder, headers, positions)
+    if positions is None and all(h.modality in _SCANS and h.turn and h.place for h in headers):
+        raise InputError(f"{folder}: holds slices of several orientations; put those of each into a folder of its own")
     numbers = [header.number for header in headers]
     if None not in numbers:
         if len(set(numbers)) < len(numbers):
             raise InputError(f"{folder}: several files have the same instance number; keep one of each")
         headers.sort(key=lambda header: header.number or 0)
+        _check_gaps(folder, [header.number or 0 for header in headers])
     found = [_frames_of(header, without_colour) for header in headers]
     pictures = (picture for frames in found for picture in frames.array.transpose(2, 1, 0))
     return Frames(stack(pictures, folder), found[0].spacing, found[0].step)
+
+
+def _check_gaps(folder: Path, numbers: Sequence[int]) -> None:
+    """Refuses numbers in order that do not all lie equally far apart."""
+    usual = min(b - a for a, b in pairwise(numbers)) if len(numbers) > 1 else 1
+    for before, after in pairwise(numbers):
+        if after - before != usual:
+            raise InputError(f"{folder}: instance {before} is followed by {after}; frames in between are missing, "
+                             "export the series again")  # fmt: skip
 
 
 def slice_positions(headers: Sequence[Header]) -> NDArray[np.float64] | None:

@@ -12,9 +12,9 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from uscl.data.datasets import Case
 from uscl.data.patches import Preprocessing, Sliceable, corner_around, corner_around_box
-from uscl.data.prompts import Prompt
+from uscl.data.prompts import Prompt, mask_names
 from uscl.data.store import PreparedStore, read_case
-from uscl.data.sweeps import knows_spacing, read_sweep
+from uscl.data.sweeps import is_assumed, read_sweep
 from uscl.data.volume import Array, Index, Volume
 from uscl.errors import InputError
 from uscl.seeds import seeded_draw
@@ -47,7 +47,7 @@ class LabelledObjects(Dataset[dict[str, Any]]):
         self.objects = tuple(objects)
         self.with_reference = with_reference
         self.region = region
-        self._last: tuple[str, Volume] | None = None
+        self._last: tuple[str, Volume, bool] | None = None
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -58,9 +58,9 @@ class LabelledObjects(Dataset[dict[str, Any]]):
         Returns:
             ``image`` float32 [1, S, S, S]; ``target`` bool [S, S, S]; ``corner`` and ``grid``, which lead back to the
             volume; the names ``data_set``, ``case``, ``patient``, ``class_name``; if asked for, ``reference`` (bool,
-            on the image's own grid) and ``spacing`` (of that grid, mm; 1 along every axis where distances are not
-            known but assumed, so that surfaces are compared in voxels); and, where it placed the patch,
-            ``first_click``, voxel of the patch.
+            on the image's own grid), ``spacing`` (of that grid, mm; 1 along every axis where distances are not known
+            but assumed, so that surfaces are compared in voxels) and ``measured`` (False there); and, where it placed
+            the patch, ``first_click``, voxel of the patch.
         """
         case, class_name = self.objects[number]
         preprocessing = self.store.preprocessing
@@ -69,11 +69,16 @@ class LabelledObjects(Dataset[dict[str, Any]]):
         assert box is not None, "objects are listed from what occurs"
         corner, first = corner_around_box(box, preprocessing.patch_size), None
         if self.region == "first_click":
-            found = np.argwhere(self.store.data_set.mask(np.asarray(label), class_name))
+            found = np.argwhere(self.store.data_set.mask(label[:], class_name))
             draw = seeded_draw("click", self.store.data_set.name, case.name, class_name, 1)
             first = found[draw(len(found))]
             corner = corner_around(first, preprocessing.patch_size)
         target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
+        if not target.any():  # the middle of an object in two distant parts may hold none of it
+            found = np.argwhere(self.store.data_set.mask(label[:], class_name))
+            middle = np.mean(box, axis=1)
+            corner = corner_around(found[np.square(found - middle).sum(1).argmin()], preprocessing.patch_size)
+            target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
         item = {
             **_patch(preprocessing, prepared.image, corner),
             "target": torch.from_numpy(target),
@@ -87,18 +92,22 @@ class LabelledObjects(Dataset[dict[str, Any]]):
             x, y, z = (first - corner).tolist()
             item["first_click"] = (x, y, z)
         if self.with_reference:
-            reference = self._read_label(case)
+            reference, measured = self._read_label(case)
             mask = self.store.data_set.mask(reference.array, class_name)
-            item |= {"reference": mask, "spacing": reference.spacing}
+            item |= {"reference": mask, "spacing": reference.spacing, "measured": measured}
         return item
 
-    def _read_label(self, case: Case) -> Volume:
-        """The label map on its own grid; objects of one case come one after the other, so the last one is kept."""
+    def _read_label(self, case: Case) -> tuple[Volume, bool]:
+        """The label map on its own grid, and whether its distances are known.
+
+        Objects of one case come one after the other, so the last one is kept.
+        """
         if self._last is None or self._last[0] != case.name:
             label = read_case(case, self.store.data_set)[1]
             assert label is not None
-            self._last = (case.name, replace(label, spacing=(1.0, 1.0, 1.0)) if _is_assumed(case) else label)
-        return self._last[1]
+            measured = not is_assumed(case.image, case.reading)
+            self._last = (case.name, label if measured else replace(label, spacing=(1.0, 1.0, 1.0)), measured)
+        return self._last[1:]
 
 
 class PromptedObjects(Dataset[dict[str, Any]]):
@@ -111,20 +120,21 @@ class PromptedObjects(Dataset[dict[str, Any]]):
 
     def __init__(self, prompts: Sequence[Prompt], preprocessing: Preprocessing) -> None:
         self.prompts = tuple(prompts)
+        self.names = mask_names(self.prompts)
         self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Object ``number``: the patch, its clicks, and the volume with its geometry.
+        """Object ``number``: the patch, its clicks, the volume with its geometry, and a name for the mask.
 
         Raises:
             InputError: the image cannot be used, or a click lies outside it (see :func:`place_patch`).
         """
         prompt = self.prompts[number]
         patch = place_patch(read_sweep(prompt.image, prompt.reading), prompt.points, self.preprocessing)
-        return {**patch, "object": prompt.object_name}
+        return {**patch, "mask_name": self.names[number]}
 
 
 def place_patch(volume: Volume, points: Sequence[tuple[Index, bool]], preprocessing: Preprocessing) -> dict[str, Any]:
@@ -199,12 +209,6 @@ def single(items: list[dict[str, Any]]) -> dict[str, Any]:
 def _patch(preprocessing: Preprocessing, image: Sliceable, corner: Index) -> dict[str, Any]:
     patch = preprocessing.normalise(preprocessing.cut(image, corner), corner, image.shape)
     return {"image": torch.from_numpy(patch)[None], "corner": corner}
-
-
-def _is_assumed(case: Case) -> bool:
-    """Whether distances in a sweep rest on an assumption, which makes millimetres of nothing."""
-    reading = case.reading
-    return reading is not None and "assumed" in (reading.spacing, reading.step) and not knows_spacing(case.image)
 
 
 def _nearest(position: Sequence[float]) -> Array:

@@ -155,9 +155,18 @@ def read_video(path: Path, without_colour: bool) -> Frames:
         raise
     except (OSError, ValueError, av.error.FFmpegError) as error:
         raise InputError(f"{path}: cannot be decoded ({error}); export the clip again") from error
-    if array.shape[2] < announced:
-        raise InputError(f"{path}: cut short: {array.shape[2]} of {announced} frames; fetch it again")
+    # A clip that was trimmed without coding it anew still holds frames that its edit list hides.
+    if array.shape[2] < announced and (held := _frames_held(path)) < announced:
+        raise InputError(f"{path}: cut short: {held} of {announced} frames; fetch it again")
     return Frames(array)
+
+
+def _frames_held(path: Path) -> int:
+    """Frames of a video that lie in its file, shown or not."""
+    import av
+
+    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
 
 
 def luma(picture: Array, without_colour: bool) -> Array:

@@ -8,13 +8,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from uscl.data.volume import Volume, stem, write_volume
+from uscl.data.volume import Volume, write_volume
 
 log = logging.getLogger(__name__)
 
 
 class MaskWriter(Callback):
-    """Writes ``masks/IMAGE__OBJECT.nii.gz`` (or ``IMAGE.nii.gz`` for an object without a name) into the run folder."""
+    """Writes ``masks/NAME.nii.gz`` into the run folder, with the names of :func:`~uscl.data.prompts.mask_names`."""
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -23,9 +23,7 @@ class MaskWriter(Callback):
         """Writes one mask."""
         volume: Volume = batch["volume"]
         mask = volume.with_array(batch["grid"].restore(outputs.float().cpu().numpy(), batch["corner"]))
-        suffix = f"__{batch['object'].replace(' ', '_')}" if batch["object"] else ""
-        name = stem(volume.path or "volume") + suffix
-        path = Path(trainer.default_root_dir) / "masks" / f"{name}.nii.gz"
+        path = Path(trainer.default_root_dir) / "masks" / f"{batch['mask_name']}.nii.gz"
         write_volume(path, mask)
         if batch["grid"].cut_short((outputs > 0).cpu().numpy(), batch["corner"]):
             log.warning("%s: the mask reaches the border of its patch; the object may go on beyond it", path)

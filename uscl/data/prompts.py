@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import csv
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from uscl.data.sweeps import SweepReading, parse_reading
-from uscl.data.volume import Index, Volume
+from uscl.data.tables import read_table
+from uscl.data.volume import Index, Volume, stem
 from uscl.errors import InputError
 
 Point = tuple[Index, bool]
@@ -47,8 +50,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     table = Path(path).expanduser()
     if not table.is_file():
         raise InputError(f"{table}: no such table of prompts")
-    with table.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_table(table)[1]
     found: dict[tuple[Path, str], list[Point]] = {}
     readings: dict[tuple[Path, str], SweepReading] = {}
     for number, row in enumerate(rows, start=2):
@@ -71,6 +73,42 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if not found:
         raise InputError(f"{table}: holds no prompt; expected columns image,i,j,k,label[,object]")
     return [Prompt(*key, tuple(points), readings[key]) for key, points in found.items()]
+
+
+def mask_names(prompts: Sequence[Prompt]) -> list[str]:
+    """A file name, without ending, for the mask of every prompt; no two are the same.
+
+    It is IMAGE__OBJECT, or IMAGE for an object without a name. Images of the same name get so many of their folders in
+    front as tell them apart.
+    """
+    alike: dict[str, set[Path]] = defaultdict(set)
+    for prompt in prompts:
+        alike[stem(prompt.image)].add(prompt.image.absolute())
+    told = {image: name for images in alike.values() for image, name in _apart(sorted(images)).items()}
+    names: list[str] = []
+    for prompt in prompts:
+        name = told[prompt.image.absolute()]
+        if prompt.object_name:
+            name += "__" + _NO_FILE_NAME.sub("_", prompt.object_name)
+        while name in names:  # objects that differ in what no file name can hold
+            name += "_2"
+        names.append(name)
+    return names
+
+
+_NO_FILE_NAME = re.compile(r'[\s/\\:*?"<>|]')
+
+
+def _apart(images: Sequence[Path]) -> dict[Path, str]:
+    """Names of images that share theirs: folders in front, and endings where these do not tell them apart."""
+    folders = range(max(len(image.parts) for image in images))
+    for ending in (False, True):
+        for count in folders:
+            names = ["_".join((*image.parts[max(1, len(image.parts) - 1 - count) : -1],
+                               image.name if ending else stem(image))) for image in images]  # fmt: skip
+            if len(set(names)) == len(images):
+                return dict(zip(images, names, strict=True))
+    return {image: "_".join(image.parts[1:]) for image in images}
 
 
 def parse_points(text: str, volume: Volume, space: Literal["voxel", "physical"] = "voxel") -> list[Point]:

@@ -139,8 +139,8 @@ def read_sweep(path: str | os.PathLike[str], reading: SweepReading = SweepReadin
 def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
     """Reads the label map of a sweep: a volume, or a folder with a picture of label ids for every frame.
 
-    Where both are volumes their grids must agree; with videos and pictures, whose geometry no label file can know, the
-    numbers of voxels must.
+    Where both are volumes, or the sweep a DICOM series whose slices say where they lie, their grids must agree; with
+    videos and pictures, whose geometry no label file can know, the numbers of voxels must.
 
     Raises:
         InputError: it cannot be read or does not fit.
@@ -157,11 +157,11 @@ def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
 
 def grid_difference(label: Volume, sweep: Volume) -> str | None:
     """None if a label volume lies where a sweep lies, or the sweep is no file that knows where; else the reason."""
-    if sweep.path is None or not _is_volume(sweep.path):
+    if sweep.path is None or not (_is_volume(sweep.path) or _is_placed_series(sweep.path)):
         return None
     difference = label.same_grid(sweep)
     if difference:  # the sweep may have been given another spacing than its file has
-        difference = label.same_grid(replace(sweep, spacing=read_image(sweep.path).spacing))
+        difference = label.same_grid(replace(sweep, spacing=read_sweep(sweep.path).spacing))
     return difference
 
 
@@ -197,7 +197,24 @@ def knows_spacing(path: Path) -> bool:
             return False
         header = read_header(path)
         return header.spacing is not None and header.step is not None
-    return not pictures_in(path) and slice_positions([read_header(file) for file in series_files(path)]) is not None
+    return _is_placed_series(path)
+
+
+def is_assumed(path: Path, reading: SweepReading | None) -> bool:
+    """Whether distances in a sweep rest on an assumption, which makes millimetres of nothing.
+
+    Raises:
+        InputError: a header cannot be read.
+    """
+    return reading is not None and "assumed" in (reading.spacing, reading.step) and not knows_spacing(path)
+
+
+def _is_placed_series(path: Path) -> bool:
+    """Whether a folder holds a DICOM series that :func:`~uscl.data.dicom.read_series` makes a volume in space of."""
+    if not path.is_dir() or pictures_in(path):
+        return False
+    headers = [read_header(file) for file in series_files(path)]
+    return slice_positions(headers) is not None and headers[0].frames == 1
 
 
 def _is_volume(path: Path) -> bool:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from uscl.data.augmentations import Augmentation, augment
 from uscl.data.datasets import Case
-from uscl.data.patches import corner_around, corner_around_box
+from uscl.data.patches import Grid, corner_around, corner_around_box
 from uscl.data.store import PreparedStore
 from uscl.data.volume import Array, Index
 from uscl.errors import InputError
@@ -110,7 +110,8 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         target = None
         if label is not None and class_name is not None:
             target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
-        image, target = augment(preprocessing.cut(prepared.image, corner), target, self.augmentation, random)
+        image, target = _augmented(prepared.grid, preprocessing.cut(prepared.image, corner), target, self.augmentation,
+                                   random)  # fmt: skip
         image = preprocessing.normalise(image, corner, prepared.grid.shape)
         patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))}
         if target is not None:
@@ -119,6 +120,15 @@ class TrainingPatches(Dataset[dict[str, Any]]):
             patch["target"] = _as_tensor(np.flip(target, flips))
             patch["class_name"] = class_name
         return patch
+
+
+def _augmented(
+    grid: Grid, image: Array, target: Array | None, settings: Augmentation, random: np.random.Generator
+) -> tuple[Array, Array | None]:
+    """Augments a patch along the axes of its file: of a sweep, only these say where the probe is and where depth."""
+    own = None if target is None else grid.restore_axes(target)
+    image, own = augment(grid.restore_axes(image), own, settings, random)
+    return grid.orient(image), None if own is None else grid.orient(own)
 
 
 class PatchNumbers(DistributedSampler[Any]):

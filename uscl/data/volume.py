@@ -21,6 +21,8 @@ from uscl.errors import InputError
 
 # NIfTI data type codes of floating-point values.
 _NIFTI_FLOATS = {"16": "f4", "64": "f8"}
+# Of complex numbers and colours.
+_NIFTI_PARTS = ("32", "128", "1792", "2304")
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 Array = NDArray[Any]
 Index = tuple[int, int, int]
@@ -155,8 +157,10 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool) -> Path:
 
 
 def stem(path: str | os.PathLike[str]) -> str:
-    """File name without its ending; ``.nii.gz`` counts as one ending."""
+    """File name without its ending; ``.nii.gz`` counts as one ending, and folders have none."""
     name = Path(path).name
+    if Path(path).is_dir():
+        return name
     return name.removesuffix(".gz").rsplit(".", 1)[0] if "." in name else name
 
 
@@ -193,6 +197,8 @@ def _read(path: Path) -> Volume:
     if not min(sx, sy, sz) > 0:
         raise InputError(f"{path}: has a voxel spacing of {image.GetSpacing()} mm; correct the header")
     array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    if np.iscomplexobj(array):
+        raise InputError(f"{path}: holds complex numbers; export their magnitude")
     direction = np.array(image.GetDirection()).reshape(3, 3)
     return Volume(array, (sx, sy, sz), image.GetOrigin(), direction, path)
 
@@ -204,7 +210,9 @@ def _check_nifti_content(path: Path, reader: sitk.ImageFileReader) -> None:
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         return
-    voxels = int(np.prod([int(size) for size in reader.GetSize()])) * reader.GetNumberOfComponents()
+    # The bits of colours and of complex numbers are told for all their parts together.
+    parts = 1 if reader.GetMetaData("datatype") in _NIFTI_PARTS else reader.GetNumberOfComponents()
+    voxels = int(np.prod([int(size) for size in reader.GetSize()])) * parts
     offset = int(float(reader.GetMetaData("vox_offset")))
     expected = offset + voxels * int(reader.GetMetaData("bitpix")) // 8
     floating = _NIFTI_FLOATS.get(reader.GetMetaData("datatype"))

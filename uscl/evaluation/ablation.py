@@ -61,8 +61,8 @@ class Ablation:
         return next((s for s in sorted(settings) if s.modules in ("both", "")), None)
 
     def costs(self, setting: Setting | None) -> list[Cost]:
-        """What the runs of a setting cost, where they tell."""
-        return [run.cost for run in self.runs if run.setting == setting and run.cost]
+        """What the trainings of a setting cost, where they tell; each once, however many tests it had."""
+        return [*{run.training: run.cost for run in self.runs if run.setting == setting and run.cost}.values()]
 
     @property
     def at(self) -> str:

@@ -34,6 +34,7 @@ class Panel:
         clicks: (row, column, foreground) of the clicks that lie within two slices.
         dice: after each number of clicks, over the whole volume; empty where there is no reference.
         pixel_mm: width and height of a pixel.
+        measured: whether these rest on more than an assumption.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Panel:
     clicks: tuple[tuple[int, int, bool], ...]
     dice: dict[int, float]
     pixel_mm: tuple[float, float]
+    measured: bool = True
 
 
 def radiological(plane: NDArray[Any]) -> NDArray[Any]:
@@ -50,7 +52,7 @@ def radiological(plane: NDArray[Any]) -> NDArray[Any]:
 
     A sweep without patient orientation shows as on the machine: lateral to the right, depth downwards.
     """
-    return plane[::-1, ::-1].T
+    return plane[::-1, ::-1].T.copy()  # a view would keep the whole volume for as long as the panel
 
 
 def make_panel(
@@ -61,6 +63,7 @@ def make_panel(
     clicks: Sequence[tuple[tuple[int, int, int], bool]],
     dice: dict[int, float],
     spacing: Sequence[float],
+    measured: bool = True,
 ) -> Panel:
     """Cuts the z-slice with most of the object out of arrays indexed [x, y, z] in RAS.
 
@@ -72,6 +75,7 @@ def make_panel(
         clicks: voxel index and whether it is foreground.
         dice: after each number of clicks.
         spacing: mm.
+        measured: whether it rests on more than an assumption.
     """
     object_mask = reference if reference is not None and reference.any() else list(predictions.values())[-1]
     k = int(object_mask.sum((0, 1)).argmax()) if object_mask.any() else clicks[0][0][2]
@@ -85,6 +89,7 @@ def make_panel(
         clicks=near,
         dice=dict(dice),
         pixel_mm=(float(spacing[0]), float(spacing[1])),
+        measured=measured,
     )
 
 
@@ -132,7 +137,8 @@ def save_slices(path: Path, panels: Sequence[Panel]) -> None:
             arrays[f"{number}/reference"] = panel.reference
         arrays |= {f"{number}/{count}": mask for count, mask in panel.predictions.items()}
         lines.append({"title": panel.title, "clicks": panel.clicks, "pixel_mm": panel.pixel_mm,
-                      "dice": list(panel.dice.items()), "counts": list(panel.predictions)})  # fmt: skip
+                      "dice": list(panel.dice.items()), "counts": list(panel.predictions),
+                      "measured": panel.measured})  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, allow_pickle=False, panels=np.array(json.dumps(lines)), **arrays)
 
@@ -154,6 +160,7 @@ def read_slices(path: Path) -> dict[str, Panel]:
                     tuple((y, x, foreground) for y, x, foreground in line["clicks"]),
                     dict(line["dice"]),
                     (line["pixel_mm"][0], line["pixel_mm"][1]),
+                    line["measured"],
                 )
                 for number, line in enumerate(json.loads(str(arrays["panels"])))
             }

@@ -42,7 +42,7 @@ def draw_panels(ablation: Ablation, file: Path) -> bool:
     set: neither the best nor the worst, and nobody's choice. The slice is the one with most of the reference.
 
     Returns:
-        Whether there was anything to draw: ours, and tests that kept their slices.
+        Whether there was anything to draw: ours, scored at this number of clicks, and tests that kept their slices.
     """
     methods = {name: setting for name, setting in methods_of(ablation).items() if setting}
     found = {name: _slices(ablation, setting) for name, setting in methods.items()}
@@ -51,13 +51,16 @@ def draw_panels(ablation: Ablation, file: Path) -> bool:
     if ours not in found:
         return False
     chosen = _in_the_middle(ablation, set(found[ours]))
+    if not chosen:
+        return False
     figure = Figure(figsize=(2.1 * (2 + len(found)), 2.2 * len(chosen) + 0.7), layout="constrained")
     grid = np.atleast_2d(np.asarray(figure.subplots(len(chosen), 2 + len(found))))
     for row, (data_set, title) in zip(grid, chosen, strict=True):
         shown = found[ours][data_set, title]
         show_slice(row[0], shown, f"{data_set}\n{title}")
         _orient(row[0], is_scan(data_set))
-        _scale(row[0], shown)
+        if shown.measured:
+            _scale(row[0], shown)
         show_slice(row[1], shown, "reference")
         _cover(row[1], shown.reference, REFERENCE_COLOUR)
         for axis, (name, panels) in zip(row[2:], found.items(), strict=True):

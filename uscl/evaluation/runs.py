@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import safe_open
 
 from uscl.errors import InputError
 from uscl.evaluation.cost import Cost, read_cost
@@ -20,6 +21,10 @@ from uscl.prompting import ClickProtocol
 log = logging.getLogger(__name__)
 BASELINE = "Baseline"
 _NOT_FOUND = "weights not found"
+
+
+class _TestedTwiceError(InputError):
+    """Two tests of one run are of the same data set."""
 
 
 @dataclass(frozen=True, order=True)
@@ -50,6 +55,7 @@ class Run:
         rows: by data set.
         weights: what the trunk's weights were.
         cost: what the training cost, where it was measured.
+        training: folder of the training; None where nothing was trained.
         missing: where a comparator's weights were not found, which.
         tests: folder of the test on each data set.
         protocols: where the test on each data set placed patches and clicks and what it scored, in words, where that
@@ -67,6 +73,7 @@ class Run:
     tests: dict[str, Path] = field(default_factory=dict, repr=False)
     protocols: dict[str, str] = field(default_factory=dict, repr=False)
     others: tuple[str, str] = field(repr=False, default=("", ""))
+    training: Path | None = field(repr=False, default=None)
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
@@ -76,8 +83,9 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     not finish, or that left no rows, are told and left out.
 
     Raises:
-        InputError: a path is no folder, nothing usable lies below, two runs with the same settings and seed have rows
-            of the same data set, or tests on the same data set followed different protocols.
+        InputError: a path is no folder, nothing usable lies below, two runs with the same settings and seed, or two
+            tests of one run, have rows of the same data set, or tests on the same data set followed different
+            protocols.
     """
     found: list[Run] = []
     for path in paths:
@@ -145,6 +153,8 @@ def _read_run(folder: Path) -> Run | None:
         files = sorted((folder / "tests").glob("*/rows.csv"))
         if files:
             return _run(folder, folder, config, files)
+    except _TestedTwiceError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         log.warning("%s: cannot be used (%r); left out", folder, error)
         return None
@@ -180,6 +190,9 @@ def _run(folder: Path, training: Path | None, config: dict[str, Any], files: Seq
     for file in files:
         protocol = _protocol(file.parent)
         for row in read_rows(file):
+            if tests.get(row.data_set, file.parent) != file.parent:
+                raise _TestedTwiceError(f"{file.parent} and {tests[row.data_set]}: both tested on {row.data_set}; a "
+                                        "report tells one test of a data set, so take one away")  # fmt: skip
             rows.setdefault(row.data_set, []).append(row)
             tests[row.data_set], protocols[row.data_set] = file.parent, protocol
     weights = next((row.weights for some in rows.values() for row in some), "")
@@ -188,7 +201,7 @@ def _run(folder: Path, training: Path | None, config: dict[str, Any], files: Seq
     options = config["model"]["init_args"]
     return Run(
         folder,
-        _setting(options),
+        _setting(options, training),
         config["seed_everything"],
         rows,
         weights,
@@ -196,6 +209,7 @@ def _run(folder: Path, training: Path | None, config: dict[str, Any], files: Seq
         tests=tests,
         protocols=protocols,
         others=_others(config),
+        training=training,
     )
 
 
@@ -210,7 +224,15 @@ def _protocol(test: Path) -> str:
     return f"patches around the {region}, {ClickProtocol(**options['protocol']).in_words}"
 
 
-def _setting(options: dict[str, Any]) -> Setting:
+def _setting(options: dict[str, Any], training: Path) -> Setting:
+    if options.get("adapter"):  # a training that went on: the method is that of the adapter
+        with safe_open(training / "adapter.safetensors", framework="numpy") as stream:
+            adapter = json.loads(stream.metadata()["adapter"])
+        parts = adapter["tuning"]
+        chosen = next(iter(parts.values()))
+        rank = chosen["rank"] if chosen["method"] == "LoRA" else 0
+        return Setting(chosen["method"], "both" if len(parts) > 1 else next(iter(parts)), rank,
+                       adapter["method"] == "USCL-Med3D")  # fmt: skip
     tuning = options["tuning"]
     method, chosen = tuning["class_path"].rsplit(".", 1)[-1], tuning["init_args"]
     rank = chosen["rank"] if method == "LoRA" else 0
@@ -223,7 +245,8 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     tuning = dict((model.pop("tuning") or {}).get("init_args") or {})
     for name in ("modules", "rank"):
         tuning.pop(name, None)
-    for name in ("vcl_adapter", "adapter", "seed", "method"):
+    model["adapter"] = bool(model.get("adapter"))  # a training that went on is not one that began
+    for name in ("vcl_adapter", "seed", "method"):
         model.pop(name, None)
     data.pop("seed", None)
     kept = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "gradient_clip_val",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
 from rich.console import Console
 
 from uscl.data.datamodule import VolumeDataModule
@@ -19,6 +20,7 @@ from uscl.evaluation.loggers import log_test
 from uscl.evaluation.metrics import Reference
 from uscl.evaluation.rows import ResultRow, append_rows, read_appended, write_rows
 from uscl.evaluation.tables import EVERY_CLASS, dice_cells, dice_markdown, dice_table
+from uscl.prompting import RolloutStep
 from uscl.seeds import derive_seed
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,9 @@ class Scoring(Callback):
             for row in read_appended(file):
                 found.setdefault((row.case, row.class_name), []).append(row)
         whole = {name: rows for name, rows in found.items() if {row.clicks for row in rows} == wanted}
+        # Every process needs an object to test: Lightning ends a test without any before it reaches the table.
+        for name in sorted(whole)[: trainer.world_size]:
+            del whole[name]
         self._earlier = [row for rows in whole.values() for row in {row.clicks: row for row in rows}.values()]
         for case, name in whole:
             with suppress(InputError):  # a picture less
@@ -101,22 +106,30 @@ class Scoring(Callback):
                 )
             )
         self._rows += rows
+        if self.pictures:
+            self._keep_slice(trainer, batch, outputs["steps"], predictions, dice)
+        if not getattr(trainer, "fast_dev_run", False):
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            append_rows(folder / _PARTIAL.format(trainer.global_rank), rows)
+
+    def _keep_slice(
+        self, trainer: Trainer, batch: Any, steps: list[RolloutStep], predictions: dict[int, NDArray[np.bool_]],
+        dice: dict[int, float],
+    ) -> None:  # fmt: skip
         panel = make_panel(
             f"{batch['case']} {batch['class_name']}",
             batch["image"][0, 0].float().cpu().numpy(),
             batch["target"].cpu().numpy(),
             predictions,
-            [(click.index, click.foreground) for click in outputs["steps"][-1].clicks],
+            [(click.index, click.foreground) for click in steps[-1].clicks],
             dice,
             batch["grid"].spacing,
+            batch["measured"],
         )
         self._panels.setdefault(batch["class_name"], []).append(panel)
         if not getattr(trainer, "fast_dev_run", False):
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            if self.pictures:
-                save_slices(_slices_file(trainer, batch["case"], batch["class_name"]), [panel])
-            append_rows(folder / _PARTIAL.format(trainer.global_rank), rows)
+            save_slices(_slices_file(trainer, batch["case"], batch["class_name"]), [panel])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the rows of all processes and writes everything down."""
@@ -139,8 +152,6 @@ class Scoring(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         rows = sorted(rows, key=lambda row: row.sort_key)
         write_rows(folder / "rows.csv", rows)
-        for file in [*folder.glob(_PARTIAL.format("*")), *(folder / "pictures").glob(_PARTIAL_SLICES.format("*"))]:
-            file.unlink()
         (folder / "table.md").write_text(dice_markdown(rows), encoding="utf-8")
         heading = f"{rows[0].data_set}, {rows[0].method}, {rows[0].weights}"
         for name, found in sorted(panels.items()) if self.pictures else ():
@@ -156,6 +167,9 @@ class Scoring(Callback):
         console = Console()
         console.width = max(console.width, 120)  # a log file has no width of its own, and narrow tables cannot be read
         console.print(dice_table(rows, heading))
+        # Last: a test that is killed while it draws is taken up from them.
+        for file in [*folder.glob(_PARTIAL.format("*")), *(folder / "pictures").glob(_PARTIAL_SLICES.format("*"))]:
+            file.unlink()
         log.info("Rows, table and pictures: %s", folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -205,7 +206,7 @@ def _build_one(job: tuple[Path, str, int, int]) -> None:
     file, kind, seed, number = job
     own = derive_seed("pretraining anatomy", kind, seed, number)
     anatomy = draw_torso(own) if kind == "torso" else build_brain(own)
-    partial = file.with_suffix(".partial.npz")
+    partial = file.with_suffix(f".partial-{os.getpid()}.npz")
     np.savez_compressed(partial, structure=anatomy.structure)
     partial.replace(file)
 

@@ -42,7 +42,7 @@ def read_key_frames(
     Args:
         path: a folder of masks (PNG with label ids, the number of the frame last in the name), of such folders named by
             classes, or of LabelMe files; a COCO file; a 3D Slicer segmentation (``.seg.nrrd``); or a label volume with
-            some frames filled.
+            some frames filled. Frames without an outline in a COCO file, or without a label in a volume, are none.
         shape: of the sweep: frames, rows, columns.
         names: of the label ids that are expected.
         allow_empty: take key frames without any label to say that nothing is there.
@@ -215,6 +215,9 @@ def _coco(file: Path, shape: tuple[int, int, int], names: Mapping[int, str]) -> 
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{file}: is no COCO file ({error!r} missing or unexpected)") from error
+    if left := len(images) - len(frames):
+        log.warning("%s: %d images without annotations are no key frames; COCO does not tell those on which nothing "
+                    "was found from those nobody has looked at. Give empty masks for those", file, left)  # fmt: skip
     for image in sorted(frames, key=str):
         yield frame_number(images[image][0]), frames[image], f"{file}, {images[image][0]}"
 

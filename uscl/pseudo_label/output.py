@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from uscl.data.datasets.ultrasound import COLUMNS, MANIFEST, read_rows
+from uscl.data.datasets.ultrasound import CLASSES, COLUMNS, MANIFEST, read_rows
+from uscl.data.tables import Row
 from uscl.data.volume import Volume, write_volume
 from uscl.errors import InputError
 from uscl.pseudo_label.sweep import LabelledSweep, trusted_runs
 
 DESCRIPTION = "dataset.json"
-Row = dict[str, str]
 
 
 def write_pairs(
@@ -49,8 +49,8 @@ def write_pairs(
     return pairs
 
 
-def check_manifest(manifest: Path, sweep: str, folder: Path, names: Mapping[int, str]) -> list[Row]:
-    """The lines of a manifest that stay when the pairs of a sweep come in, before any work is done for them.
+def check_manifest(manifest: Path, sweep: str, folder: Path, names: Mapping[int, str]) -> tuple[list[str], list[Row]]:
+    """Columns of a manifest, and the lines that stay when the pairs of a sweep come in; before work is done for them.
 
     Args:
         manifest: ``sweeps.csv``, or where it will be.
@@ -71,13 +71,16 @@ def check_manifest(manifest: Path, sweep: str, folder: Path, names: Mapping[int,
             raise InputError(f"{description}: not readable ({error!r})") from error
         if found != _labels(names):
             raise InputError(f"{description}: names other labels, {found}; this sweep has {_labels(names)}")
-    rows: list[Row] = list(read_rows(manifest, COLUMNS[:3])) if manifest.is_file() else []
+    columns, rows = read_rows(manifest) if manifest.is_file() else ([*COLUMNS], [])
     kept = [row for row in rows if not (base / row["image"]).resolve().is_relative_to(folder.resolve())]
     ours = re.compile(rf"{re.escape(sweep)}(_part\d+)?")
     if taken := [row for row in kept if ours.fullmatch(row["sweep"])]:
         raise InputError(f"{manifest}: has a sweep {taken[0]['sweep']} already, {taken[0]['image']}; names are unique, "
                          "so take its line away or rename this sweep")  # fmt: skip
-    return kept
+    if kept and not description.is_file() and dict(names) != CLASSES:
+        raise InputError(f"{manifest}: has no {DESCRIPTION} beside it, so its labels are {_labels(CLASSES)}; this "
+                         f"sweep has {_labels(names)}. Choose another manifest")  # fmt: skip
+    return columns, kept
 
 
 def add_to_manifest(
@@ -99,18 +102,19 @@ def add_to_manifest(
     """
     base = manifest.resolve().parent
     description = base / DESCRIPTION
-    rows = check_manifest(manifest, sweep, folder, names)
+    columns, rows = check_manifest(manifest, sweep, folder, names)
+    only_ours = not rows
     for name, image, label in pairs:
         places = {"image": _relative(image, base), "label": _relative(label, base)}
-        rows.append({**dict.fromkeys(COLUMNS, ""), "patient": patient, "sweep": name, **places})
+        rows.append({**dict.fromkeys(columns, ""), "patient": patient, "sweep": name, **places})
     base.mkdir(parents=True, exist_ok=True)
     partial = manifest.with_name(f".{os.getpid()}-{manifest.name}")
     with partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
+        writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(manifest)
-    if not description.is_file():
+    if only_ours and not description.is_file():
         text = json.dumps({"name": "pseudo-labels", "labels": _labels(names)}, indent=2)
         description.write_text(text + "\n", encoding="utf-8")
 

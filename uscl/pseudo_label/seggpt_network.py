@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from uscl.backbone.checkpoints import LoadReport, fetch, load_checkpoint
 from uscl.errors import InputError
+from uscl.seeds import fixed_initial_values
 
 if TYPE_CHECKING:
     from transformers import SegGptForImageSegmentation
@@ -145,8 +146,7 @@ def _build(size: SegGptSize) -> SegGptForImageSegmentation:
         merge_index=size.merge_after,
         intermediate_hidden_state_indices=list(size.features),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_initial_values():
         return SegGptForImageSegmentation(config)
 
 

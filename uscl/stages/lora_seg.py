@@ -30,6 +30,7 @@ from uscl.stages.common import (
     check_checkpoint,
     configure_optimizers,
     data_preprocessing,
+    remember_trunk,
     warn_of_other_preprocessing,
 )
 from uscl.tuning import Adapter, LoRA, TuningMethod, load_adapter, train_only, trainable_parameters
@@ -110,6 +111,7 @@ class LoRASegModule(LightningModule):
         self.trunk: Trunk | None = None
         self._inserted: dict[Part, TuningMethod] = {}
         self._trained_preprocessing: dict[str, Any] | None = None
+        self._has_trained = False
 
     net: SamMed3D
 
@@ -130,12 +132,18 @@ class LoRASegModule(LightningModule):
             self.method = self.method or "SAM-Med3D"
         self.net.image_encoder.activation_checkpointing = self.activation_checkpointing
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes the trunk."""
+        remember_trunk(checkpoint, self.trunk)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that it is this model's before anything of it is loaded."""
         check_checkpoint(self, checkpoint)
+        self._has_trained = True
 
     def on_fit_start(self) -> None:
         """Checks the data against the model before the first step."""
+        self._has_trained = True
         data_preprocessing(self, self.net.config.image_size)
         counts = trainable_parameters(self.net)
         total = sum(parameter.numel() for parameter in self.net.parameters())
@@ -144,7 +152,15 @@ class LoRASegModule(LightningModule):
             log.info("Trainable: %s parameters of %s (%s)", f"{sum(counts.values()):,}", f"{total:,}", told)
 
     def on_test_start(self) -> None:
-        """Checks the data against the model and the adapter."""
+        """Checks the data against the model and the adapter.
+
+        Raises:
+            InputError: the patches have another size than the model takes, or a tuning method was inserted that nobody
+                has trained, and the untouched backbone would be tested under its name.
+        """
+        if self.tuning is not None and not (self.adapter_file or self.vcl_adapter_file or self._has_trained):
+            raise InputError("model.tuning is set, but nothing tuned is given to test: add --model.adapter "
+                             "RUN/adapter.safetensors, or --model.tuning null for the untouched backbone")  # fmt: skip
         data = data_preprocessing(self, self.net.config.image_size)
         warn_of_other_preprocessing(self._trained_preprocessing, data)
 
@@ -233,10 +249,9 @@ class LoRASegModule(LightningModule):
 
     def _start_fresh(self, tuning: TuningMethod) -> None:
         assert self.trunk is not None
-        self.method = self.method or tuning.title
+        self.method = self.method or (tuning.title if self.vcl_adapter_file is None else "USCL-Med3D")
         if self.vcl_adapter_file is not None:
             self._inserted["encoder"] = _take_vcl(self.trunk, self.vcl_adapter_file, tuning)
-            self.method = "USCL-Med3D"
         for part in tuning.parts:
             if part not in self._inserted:
                 tuning.insert(self.net, part)

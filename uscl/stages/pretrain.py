@@ -21,6 +21,7 @@ from uscl.prompting.pretraining import PretrainingClicks, pretraining_rollout, s
 from uscl.seeds import derive_seed, run_seed, seeded_draw
 from uscl.stages.common import check_checkpoint, configure_optimizers, data_preprocessing
 from uscl.stages.muon import MATRICES, is_hidden_matrix
+from uscl.tuning.full import NEVER_USED
 
 SEMANTIC_CLASSES = 64
 """Structure ids lie below this."""
@@ -145,6 +146,9 @@ class PretrainModule(LightningModule):
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, run_seed(seed)
         # Built here, not in configure_model: Lightning's weight averaging copies the module before it calls that.
         self.net: SamMed3D = load_trunk(backbone, weights).model.train()
+        for name, parameter in self.net.named_parameters():
+            # Several processes wait for the gradients of whatever is trainable.
+            parameter.requires_grad_(not name.startswith(NEVER_USED))
         if weights is None:
             point_attention_at_clicks(self.net)
         config = self.net.config
@@ -170,9 +174,12 @@ class PretrainModule(LightningModule):
         self.log("train/dice", dice, on_epoch=True, batch_size=size, sync_dist=True)
         semantic, intensity = self.dense(embedding)
         cells = F.avg_pool3d(batch["image"], 4).clamp(-4, 4)
-        losses = {"intensity": self.intensity_weight * F.mse_loss(intensity, cells)}
-        if bool((batch["semantic"] >= 0).any()):
-            losses["semantic"] = self.semantic_weight * F.cross_entropy(semantic, batch["semantic"])
+        # The sum: a mean over no cell at all, where no world of the batch is an anatomy, would be NaN.
+        told = F.cross_entropy(semantic, batch["semantic"], reduction="sum")
+        losses = {
+            "intensity": self.intensity_weight * F.mse_loss(intensity, cells),
+            "semantic": self.semantic_weight * told / (batch["semantic"] >= 0).sum().clamp_min(1),
+        }
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), on_epoch=True, batch_size=size, sync_dist=True)
             loss = loss + value

@@ -14,7 +14,13 @@ import uscl
 from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, load_trunk
 from uscl.errors import InputError
 from uscl.seeds import Draw, run_seed, seeded_draw
-from uscl.stages.common import announce_trunk, check_checkpoint, configure_optimizers, data_preprocessing
+from uscl.stages.common import (
+    announce_trunk,
+    check_checkpoint,
+    configure_optimizers,
+    data_preprocessing,
+    remember_trunk,
+)
 from uscl.tuning import Adapter, LoRA, lora_state_dict
 from uscl.vcl import EmaTeacher, SubVolumes, VCLHead, VCLStudent, cut, position_labels, vcl_losses
 from uscl.vcl.losses import LossForm, VCLOutput
@@ -97,6 +103,10 @@ class VCLPretrainModule(LightningModule):
         self.net.image_encoder.activation_checkpointing = self.activation_checkpointing
         self.student = VCLStudent(self.net.image_encoder, VCLHead(self.net.config.prompt_dim, *self.head_options))
         self.teacher = EmaTeacher(self.student, self.momentum)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes the trunk."""
+        remember_trunk(checkpoint, self.trunk)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that it is this model's before anything of it is loaded."""

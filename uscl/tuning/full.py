@@ -8,7 +8,7 @@ from typing import ClassVar
 from uscl.backbone import SamMed3D
 from uscl.tuning.method import Modules, Part, TuningMethod
 
-_NEVER_USED = ("prompt_encoder.no_mask_embed.", "prompt_encoder.pe_layer.", "mask_decoder.iou_prediction_head.")
+NEVER_USED = ("prompt_encoder.no_mask_embed.", "prompt_encoder.pe_layer.", "mask_decoder.iou_prediction_head.")
 """Without a gradient in any protocol: no mask prompt, the positions (a buffer), the IoU head (as in the original)."""
 
 
@@ -30,7 +30,7 @@ class FullTuning(TuningMethod):
 
     def owns(self, name: str) -> bool:
         """Every weight, but those that no loss reaches."""
-        return not name.startswith(_NEVER_USED)
+        return not name.startswith(NEVER_USED)
 
     def merge(self, model: SamMed3D) -> bool:
         """There is nothing to fold in."""

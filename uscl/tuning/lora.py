@@ -96,6 +96,10 @@ class LoRA(TuningMethod):
             else:
                 tuned = loralib.Linear(layer.in_features, layer.out_features, **options)
             tuned.weight, tuned.bias = layer.weight, layer.bias
+            if name == "qkv":
+                # loralib keeps it beside the module, where it stays behind when the module moves to another device.
+                rows = tuned.__dict__.pop("lora_ind")
+                tuned.register_buffer("lora_ind", rows, persistent=False)
             tuned.train(layer.training)  # or its dropout would act in a model that predicts
             setattr(parent, name, tuned.to(layer.weight))
 

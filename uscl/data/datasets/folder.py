@@ -17,13 +17,13 @@ labels is left alone where there are labelled images to test on.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from uscl.data.datasets.cases import Case, DataSet, Split, check_unique, parse_split
+from uscl.data.tables import read_table
 from uscl.data.volume import WRITABLE, stem
 from uscl.errors import InputError
 
@@ -110,9 +110,18 @@ class Description:
 
 
 def volumes(folder: Path) -> dict[str, Path]:
-    """The volumes of a folder by name without ending, in order; none where there is no such folder."""
+    """The volumes of a folder by name without ending, in order; none where there is no such folder.
+
+    Raises:
+        InputError: two have the same name and differ in the ending alone.
+    """
     files = sorted(path for path in folder.glob("*") if path.name.endswith(WRITABLE) and not path.name.startswith("."))
-    return {stem(path): path for path in files}
+    found: dict[str, Path] = {}
+    for path in files:
+        if stem(path) in found:
+            raise InputError(f"{path}: {found[stem(path)].name} lies beside it and is of the same case; remove one")
+        found[stem(path)] = path
+    return found
 
 
 def _images(folder: Path, channel: tuple[int, int]) -> dict[str, Path | None]:
@@ -170,8 +179,7 @@ def read_description(path: Path) -> Description:
 def _read_patients(path: Path) -> dict[str, tuple[str, Split | None]]:
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_table(path)[1]
     found: dict[str, tuple[str, Split | None]] = {}
     for number, row in enumerate(rows, start=2):
         case, patient = row.get("case"), row.get("patient")

@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 
 from uscl.data.datasets.cases import SPLITS, Case, DataSet, Split, check_unique
 from uscl.data.datasets.folder import volumes
+from uscl.data.tables import read_table
 from uscl.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,7 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
 def _read_splits(path: Path) -> dict[str, Split]:
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter=";"))
+    rows = read_table(path, delimiter=";")[1]
     found: dict[str, Split] = {}
     for number, row in enumerate(rows, start=2):
         case, side = row.get("image_id"), row.get("split")

@@ -26,8 +26,9 @@ from uscl.data.datasets.cases import Case, DataSet, check_unique, parse_split
 from uscl.data.datasets.folder import read_description
 from uscl.data.dicom import ENDINGS as DICOM
 from uscl.data.dicom import is_dicom, read_header, series_files
-from uscl.data.frames import VIDEOS, pictures_in
+from uscl.data.frames import PICTURES, VIDEOS, pictures_in
 from uscl.data.sweeps import VOLUMES, SweepReading, knows_spacing, parse_reading
+from uscl.data.tables import Row, read_table
 from uscl.data.volume import stem
 from uscl.errors import InputError
 
@@ -58,7 +59,7 @@ def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
         raise InputError(f"{manifest}: no such manifest of sweeps; write one with `uscl prepare ultrasound "
                          f"--root FOLDER --new-manifest {MANIFEST}`")  # fmt: skip
     cases, problems, sites = [], {}, set()
-    for number, row in enumerate(read_rows(manifest, COLUMNS[:3]), start=2):
+    for number, row in enumerate(read_rows(manifest)[1], start=2):
         where = f"{manifest}, line {number}"
         if not row["patient"] or not row["sweep"] or not row["image"]:
             raise InputError(f"{where}: patient, sweep and image must be given")
@@ -86,24 +87,21 @@ def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
     return check_unique(data_set)
 
 
-def read_rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Lines of a manifest with every column of :data:`COLUMNS`, stripped; columns that are not there are empty.
+def read_rows(path: Path) -> tuple[list[str], list[Row]]:
+    """Columns and lines of a manifest, with every column of :data:`COLUMNS` and whatever others there are.
+
+    Returns:
+        All columns in the order of the file, those that it lacks last; the lines, stripped, empty where nothing stands.
 
     Raises:
-        InputError: a needed column is not there, or the file is not UTF-8 text.
+        InputError: the columns patient, sweep or image are not there, or it cannot be read.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            lacking = set(needed) - set(reader.fieldnames or ())
-            if lacking:
-                names = ", ".join(sorted(lacking))
-                raise InputError(f"{path}: lacks the columns {names}; expected {','.join(COLUMNS)}")
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not readable as CSV in UTF-8 ({error})") from error
-    for row in rows:
-        yield {column: (row.get(column) or "").strip() for column in COLUMNS}
+    columns, rows = read_table(path)
+    lacking = [column for column in COLUMNS[:3] if column not in columns]
+    if lacking:
+        raise InputError(f"{path}: lacks the columns {', '.join(lacking)}; expected {','.join(COLUMNS)}")
+    columns += [column for column in COLUMNS if column not in columns]
+    return columns, [{column: row.get(column, "").strip() for column in columns} for row in rows]
 
 
 def _reading(row: dict[str, str], where: str) -> SweepReading:
@@ -146,7 +144,7 @@ def write_manifest(root: Path, target: Path) -> int:
     rows: list[tuple[str, ...]] = []
     for path in sweeps:
         below = path.relative_to(root)
-        name = "_".join((*below.parts[:-1], path.name if path.is_dir() else stem(path)))
+        name = "_".join((*below.parts[:-1], stem(path)))
         while any(row[1] == name for row in rows):  # a.mp4 beside a.avi
             name += "_2"
         candidates = labels.pop(_key(path, root), [])
@@ -182,7 +180,10 @@ def _sweeps(folder: Path) -> Iterator[Path]:
     if pictures:
         log.info("%s: %d pictures next to other files are left out; put frames into a folder of their own", folder,
                  len(pictures))  # fmt: skip
-    series = [path for path in files if path.suffix.lower() in DICOM or (not path.suffix and is_dicom(path))]
+    # Files named by their UID seem to have an ending.
+    known = (*VOLUMES, *VIDEOS, *PICTURES)
+    series = [path for path in files if path.name.upper() != "DICOMDIR" and not path.name.lower().endswith(known)
+              and (path.suffix.lower() in DICOM or is_dicom(path))]  # fmt: skip
     if len(series) > 1 and len(series) == len(inside) and _single_frames(folder):
         yield folder
         return
@@ -205,12 +206,12 @@ def _is_label(path: Path, root: Path) -> bool:
     if not path.is_dir() and not path.name.lower().endswith(VOLUMES):
         return False
     in_folder = any(part.lower().startswith(_LABEL_FOLDERS) for part in below.parts[:-1])
-    return in_folder or stem(below).lower().endswith(_LABEL_ENDINGS)
+    return in_folder or stem(path).lower().endswith(_LABEL_ENDINGS)
 
 
 def _key(path: Path, root: Path) -> tuple[str, ...]:
     """By what image and label find each other: where they lie and their name, but for words such as masks."""
-    name = path.name if path.is_dir() else stem(path)
+    name = stem(path)
     for ending in (*_LABEL_ENDINGS, "_0000"):
         name = name.removesuffix(ending)
     folders = (_KIND.sub("", part.lower()) for part in path.relative_to(root).parts[:-1])
