@@ -25,6 +25,6 @@ def read_table(path: Path, delimiter: str = ",") -> tuple[list[str], list[Row]]:
         raise InputError(f"{path}: not readable as CSV in UTF-8 ({error}); save it as `CSV UTF-8`") from error
     for number, row in enumerate(found, start=2):
         # Spreadsheets leave empty columns behind; what has a value has lost its column.
-        if any(row.pop(None, [])):  # type: ignore[call-overload]
+        if any(row.pop(None, [])):
             raise InputError(f"{path}, line {number}: has more values than there are columns; quote values with commas")
     return list(reader.fieldnames or ()), found

@@ -61,8 +61,8 @@ class Scoring(Callback):
                 found.setdefault((row.case, row.class_name), []).append(row)
         whole = {name: rows for name, rows in found.items() if {row.clicks for row in rows} == wanted}
         # Every process needs an object to test: Lightning ends a test without any before it reaches the table.
-        for name in sorted(whole)[: trainer.world_size]:
-            del whole[name]
+        for again in sorted(whole)[: trainer.world_size]:
+            del whole[again]
         self._earlier = [row for rows in whole.values() for row in {row.clicks: row for row in rows}.values()]
         for case, name in whole:
             with suppress(InputError):  # a picture less
