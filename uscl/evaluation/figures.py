@@ -160,7 +160,7 @@ def read_slices(path: Path) -> dict[str, Panel]:
                     tuple((y, x, foreground) for y, x, foreground in line["clicks"]),
                     dict(line["dice"]),
                     (line["pixel_mm"][0], line["pixel_mm"][1]),
-                    line["measured"],
+                    line.get("measured", True),
                 )
                 for number, line in enumerate(json.loads(str(arrays["panels"])))
             }
