@@ -62,7 +62,7 @@ ABLATION := runs/ablation
 SMALL := --config experiments/ablation/testing.yaml
 JOBS ?= 2
 
-ablation: .venv/installed ## Tables 3, 4 and 5 in small, three seeds; an hour and a half on two cores; interrupted, it goes on
+ablation: .venv/installed ## Tables 3, 4 and 5 in small, three seeds; two hours on two cores; interrupted, it goes on
 	$(BIN)/uscl simulate ultrasound --out $(ABLATION)/data --patients 20 --workers 2
 	for name in eval_us eval_amos eval_totalsegmentator eval_brats; do \
 	  grep -qs '"status": "finished"' $(ABLATION)/untouched/$$name/run.json || \
