@@ -62,7 +62,8 @@ class Ablation:
 
     def costs(self, setting: Setting | None) -> list[Cost]:
         """What the trainings of a setting cost, where they tell; each once, however many tests it had."""
-        return [*{run.training: run.cost for run in self.runs if run.setting == setting and run.cost}.values()]
+        own = [run for run in self.runs if run.setting == setting]
+        return [*{run.training or run.folder: run.cost for run in own if run.cost}.values()]
 
     @property
     def at(self) -> str:
