@@ -248,3 +248,18 @@ def test_two_processes_give_the_rows_of_one(study, tmp_path):
         rows.append([(r.case, r.class_name, r.clicks, r.dice, r.nsd, r.hd95) for r in found])
     assert rows[0] == rows[1]
     assert not (tmp_path / "on2-2").exists(), "both processes write to one folder"
+
+
+def test_stage_0_on_two_processes(tmp_path):
+    """Nobody waits for a gradient that never comes, and the average is taken beside the processes."""
+    command = [
+        sys.executable, "-m", "uscl", "fit", "--config", str(EXPERIMENTS / "pretrain.yaml"), "--model.backbone", "tiny",
+        "--data.root", str(tmp_path / "anatomies"), "--data.torsos", "1", "--data.heads", "1", "--data.workers", "0",
+        "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]", "--data.objects", "2",
+        "--data.patches_per_epoch", "12", "--data.batch_size", "2", "--data.val_patches", "2",
+        "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.accelerator", "cpu",
+        "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.default_root_dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=400)
+    assert json.loads((tmp_path / "run" / "cost.json").read_text())["processes"] == 2
+    assert (tmp_path / "run" / "weights.safetensors").is_file()

@@ -1,4 +1,7 @@
+import threading
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +70,17 @@ def test_every_trainable_weight_gets_a_gradient_whatever_the_batch_holds(anatomi
     assert {("train/semantic", True), ("train/intensity", True), ("train/loss", True)} <= logged
     without = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
+
+
+def test_the_average_is_taken_of_weights_and_not_of_a_trainer():
+    """The command line's callables lead to the trainer, which holds its processes and cannot be copied."""
+    module = make_module(optimizer=partial(lambda lock, parameters: None, threading.Lock()))
+    copied = deepcopy(module)
+    assert copied.optimizer is module.optimizer
+    name = "net.image_encoder.pos_embed"
+    assert copied.get_parameter(name) is not module.get_parameter(name)
+    assert torch.equal(copied.get_parameter(name), module.get_parameter(name))
+    assert copied.clicks == module.clicks
 
 
 def test_weights_file_holds_the_average_and_loads(anatomies, make_trainer, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -153,6 +154,17 @@ class PretrainModule(LightningModule):
             point_attention_at_clicks(self.net)
         config = self.net.config
         self.dense = DenseHead(config.prompt_dim, SEMANTIC_CLASSES, config.patch_size)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PretrainModule:
+        """A copy, as weight averaging takes one, that shares the callables of the command line.
+
+        Through these it would copy the trainer, which cannot be done once there are several processes.
+        """
+        memo |= {id(shared): shared for shared in (self.optimizer, self.lr_scheduler)}
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copied
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that it is this model's before anything of it is loaded."""
