@@ -163,7 +163,7 @@ class PretrainModule(LightningModule):
         memo |= {id(shared): shared for shared in (self.optimizer, self.lr_scheduler)}
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        vars(copied).update(deepcopy(self.__getstate__(), memo))
         return copied
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
