@@ -7,7 +7,7 @@ MINI := runs/mini-study
 DATA := --data.root $(DEMO)/data --data.study.patients 6 --data.study.sweeps_per_patient 2
 FAST := --trainer.enable_model_summary false
 
-.PHONY: help install demo pretrain reproduce-mini ablation tables test test-minimum lint clean
+.PHONY: help install demo pretrain pretrain-fine reproduce-mini ablation tables test test-minimum lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -38,6 +38,12 @@ pretrain: .venv/installed ## train the embedded backbone again (an hour on two c
 	latest=$$(ls -td runs/pretrain runs/pretrain-[0-9]* 2>/dev/null | head -1); checkpoint=$$latest/checkpoints/last.ckpt; \
 	if [ ! -f "$$checkpoint" ] || grep -q '"status": "finished"' $$latest/run.json; then checkpoint=; fi; \
 	$(BIN)/uscl fit --config experiments/pretrain.yaml $${checkpoint:+--ckpt_path $$checkpoint}
+
+FINE := runs/pretrain_fine
+
+pretrain-fine: .venv/installed ## train mini_fine again, small patches first (80 minutes on two cores)
+	test -f $(FINE)_64/weights.safetensors || $(BIN)/uscl fit --config experiments/pretrain_fine_64.yaml
+	$(BIN)/uscl fit --config experiments/pretrain_fine.yaml
 
 STUDY := --data.root $(MINI)/data --data.study.patients 20 --data.study.sweeps_per_patient 2
 TUNE := --trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8 --trainer.limit_val_batches 4 $(FAST)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uscl.backbone import SamMed3D, load_trunk
+from uscl.backbone.mask_decoder import cells_in_place
 from uscl.data.patches import Preprocessing
 from uscl.phantom.pretraining import Curriculum, RenderedPatches, build_anatomies
 from uscl.prompting import Click
@@ -72,7 +73,8 @@ def look_at(model: SamMed3D, patch: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """
     image, target = patch["image"][None], patch["target"][0]
     features: list[Tensor] = []
-    hook = model.mask_decoder.output_upscaling.register_forward_hook(lambda *told: features.append(told[2]))
+    upscaling = model.mask_decoder.output_upscaling
+    hook = upscaling.register_forward_hook(lambda *told: features.append(told[2]))
     embedding = model.encode_image(image)
     voxels = target.nonzero()
     x, y, z = voxels[len(voxels) // 2].tolist()
@@ -81,7 +83,9 @@ def look_at(model: SamMed3D, patch: dict[str, Tensor]) -> tuple[Tensor, ...]:
     edge = model.config.image_size // model.config.mask_size
     cells = by_token(F.avg_pool3d(image, edge)[0].clamp(-4, 4))[..., 0]
     token = cells.mean(1, keepdim=True).expand_as(cells)
-    return cells, token, embedding[0].flatten(1).T, by_token(features[0][0]).flatten(1), by_token(low[0])[..., 0]
+    grid = embedding.shape[2:]
+    upscaled = by_token(cells_in_place(features[0].permute(0, 3, 1, 2), grid)[0]).flatten(1)
+    return cells, token, embedding[0].flatten(1).T, upscaled, by_token(low[0])[..., 0]
 
 
 def by_token(values: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def test_what_is_simulated_by_default_is_what_the_experiments_read(kind, tmp_pat
 
 
 VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
-PRETRAIN = EXPERIMENTS / "pretrain.yaml"
+PRETRAIN = sorted(EXPERIMENTS.glob("pretrain*.yaml"))
 SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}
 DISTILL = EXPERIMENTS / "distill.yaml"
 OVERLAYS = {folder: sorted((EXPERIMENTS / folder).glob("*.yaml")) for folder in ("comparators", "protocols")}
@@ -76,14 +76,18 @@ def runs(study, tmp_path_factory):
 
 
 def test_every_experiment_is_known_here():
-    assert {config.stem for config in CONFIGS} == {*VERBS, *SCANS, PRETRAIN.stem, DISTILL.stem}, (
+    assert {config.stem for config in CONFIGS} == {*VERBS, *SCANS, *(file.stem for file in PRETRAIN), DISTILL.stem}, (
         "a new experiment needs its run in this file"
     )
 
 
-def test_pretraining_leaves_weights_that_the_other_stages_take(study, tmp_path):
+@pytest.mark.parametrize("config", PRETRAIN, ids=lambda file: file.stem)
+def test_pretraining_leaves_weights_that_the_other_stages_take(config, study, tmp_path):
+    save_weights(build_sam_med3d("tiny"), tmp_path / "smaller.safetensors")
+    goes_on = ["--model.smaller", str(tmp_path / "smaller.safetensors")] if config.stem == "pretrain_fine" else []
     args = [
-        "fit", "--config", str(PRETRAIN), "--model.backbone", "tiny", "--data.root", str(tmp_path / "anatomies"),
+        "fit", "--config", str(config), *goes_on, "--model.backbone", "tiny",
+        "--data.root", str(tmp_path / "anatomies"),
         "--data.torsos", "1", "--data.heads", "1", "--data.preprocessing.patch_size", "64",
         "--data.preprocessing.spacing", "[3, 3, 3]", "--data.patches_per_epoch", "4", "--data.val_patches", "2",
         "--data.workers", "0", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",

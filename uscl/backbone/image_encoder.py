@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from uscl.backbone.attention import WindowAttention
-from uscl.backbone.layers import LayerNorm3d
+from uscl.backbone.layers import LayerNorm3d, PatchConv3d
 
 if TYPE_CHECKING:
     from uscl.backbone.config import SamMed3DConfig
@@ -25,11 +25,11 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = PatchConv3d(1, embed_dim, patch_size)
 
     def forward(self, image: PatchBatch) -> TokenGrid:
         """Returns the tokens, channels last."""
-        return cast("Tensor", self.proj(image)).permute(0, 2, 3, 4, 1)
+        return self.proj.channels_last(image)
 
 
 class Mlp(nn.Module):

@@ -6,6 +6,7 @@ trained: the IoU head and the other masks never received a gradient, so do not r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
@@ -135,6 +136,51 @@ class Mlp(nn.Module):
         return cast("Tensor", self.layers[-1](x))
 
 
+class Upscaling(nn.Sequential):
+    """Makes 4^3 cells of every token: two transposed convolutions with a norm and GELUs.
+
+    Their kernels are as large as their strides, so no two outputs overlap and each convolution is one matrix product
+    per token. As that, with the channels last all the way, the decoder trains about twice as fast on a CPU as with
+    torch's transposed convolutions, whose weights it keeps under their published names.
+
+    Args:
+        dim: E.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(
+            nn.ConvTranspose3d(dim, dim // 4, kernel_size=2, stride=2),
+            LayerNorm3d(dim // 4),
+            nn.GELU(),
+            nn.ConvTranspose3d(dim // 4, dim // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps image tokens [B, n, E] to features of their cells [B, n, 64, E / 8].
+
+        The cells of a token come in the order of their halves: first along x, y and z, then the halves of the halves.
+        """
+        first, norm, activation, second, last = self
+        batch, tokens, _ = image.shape
+        halves = _split_in_halves(image.flatten(0, 1), first)
+        halves = activation(F.layer_norm(halves, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        return cast("Tensor", last(_split_in_halves(halves, second))).unflatten(0, (batch, tokens, 64))
+
+
+def _split_in_halves(cells: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
+    """Applies a transposed convolution of kernel and stride 2 to separate cells: [N, C] to [8 N, D]."""
+    weight = layer.weight.permute(2, 3, 4, 1, 0).flatten(0, 3)
+    bias = layer.bias.repeat(8) if layer.bias is not None else None
+    return F.linear(cells, weight, bias).unflatten(1, (8, -1)).flatten(0, 1)
+
+
+def cells_in_place(cells: Tensor, grid: Sequence[int]) -> Tensor:
+    """Puts the values of the cells [B, M, n, 64] of n = x y z tokens where they lie: [B, M, 4 x, 4 y, 4 z]."""
+    split = cells.unflatten(3, (2,) * 6).unflatten(2, tuple(grid))
+    return split.permute(0, 1, 2, 5, 8, 3, 6, 9, 4, 7, 10).reshape(*cells.shape[:2], *(4 * edge for edge in grid))
+
+
 class MaskDecoder(nn.Module):
     """Predicts low-resolution mask logits.
 
@@ -148,13 +194,7 @@ class MaskDecoder(nn.Module):
         self.transformer = TwoWayTransformer(config)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(masks, dim)
-        self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose3d(dim, dim // 4, kernel_size=2, stride=2),
-            LayerNorm3d(dim // 4),
-            nn.GELU(),
-            nn.ConvTranspose3d(dim // 4, dim // 8, kernel_size=2, stride=2),
-            nn.GELU(),
-        )
+        self.output_upscaling = Upscaling(dim)
         self.output_hypernetworks_mlps = nn.ModuleList(Mlp(dim, dim, dim // 8, 3) for _ in range(masks))
         self.iou_prediction_head = Mlp(dim, config.iou_head_hidden_dim, masks, config.iou_head_depth)
 
@@ -179,12 +219,11 @@ class MaskDecoder(nn.Module):
         image = (embedding + dense).flatten(2).transpose(1, 2)
         image_pos = positions.flatten(2).transpose(1, 2)
         tokens, image = self.transformer(tokens, image, image_pos)
-        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))
-        # All masks are drawn and then selected, so that the unused heads get a zero gradient, as in the original,
+        # All kernels are made and then selected, so that the unused heads get a zero gradient, as in the original,
         # rather than none.
         heads = self.output_hypernetworks_mlps
-        kernels = torch.stack([head(tokens[:, 1 + i]) for i, head in enumerate(heads)], dim=1)
-        logits = torch.einsum("bmc,bcxyz->bmxyz", kernels, upscaled)
-        iou = self.iou_prediction_head(tokens[:, 0])
         wanted = slice(1, None) if multimask else slice(0, 1)
-        return logits[:, wanted], iou[:, wanted]
+        kernels = torch.stack([head(tokens[:, 1 + i]) for i, head in enumerate(heads)], dim=1)[:, wanted]
+        cells = (self.output_upscaling(image).flatten(1, 2) @ kernels.transpose(1, 2)).transpose(1, 2)
+        iou = self.iou_prediction_head(tokens[:, 0])
+        return cells_in_place(cells.unflatten(2, (-1, 64)), grid), iou[:, wanted]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from uscl.backbone.layers import LayerNorm3d
+from uscl.backbone.layers import LayerNorm3d, PatchConv3d
 
 if TYPE_CHECKING:
     from uscl.backbone.config import SamMed3DConfig
@@ -53,10 +53,10 @@ class PromptEncoder(nn.Module):
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(2))
         self.not_a_point_embed = nn.Embedding(1, dim)
         self.mask_downscaling = nn.Sequential(
-            nn.Conv3d(1, hidden // 4, kernel_size=2, stride=2),
+            PatchConv3d(1, hidden // 4, 2),
             LayerNorm3d(hidden // 4),
             nn.GELU(),
-            nn.Conv3d(hidden // 4, hidden, kernel_size=2, stride=2),
+            PatchConv3d(hidden // 4, hidden, 2),
             LayerNorm3d(hidden),
             nn.GELU(),
             nn.Conv3d(hidden, dim, kernel_size=1),

@@ -42,8 +42,8 @@ def load_trunk(backbone: SamMed3DConfig | str, weights: str | os.PathLike[str] |
     Args:
         backbone: configuration or variant name.
         weights: checkpoint file, ``hf://`` reference, or ``embedded`` for those that come with the package (for
-            ``mini``; its card lies beside them). None leaves random weights, which are always the same ones, so that
-            an adapter trained on them still fits in the next process.
+            ``mini`` and ``mini_fine``; their cards lie beside them). None leaves random weights, which are always the
+            same ones, so that an adapter trained on them still fits in the next process.
 
     Raises:
         InputError: the checkpoint cannot be used (see :func:`uscl.load_checkpoint`) or leaves part of the model
@@ -73,7 +73,7 @@ def embedded_weights(backbone: SamMed3DConfig | str) -> Path:
             return file
     raise InputError(
         f"no weights are embedded for {f'the backbone {backbone}' if isinstance(backbone, str) else 'this backbone'}; "
-        "give a checkpoint as weights (null for random ones), or take mini"
+        "give a checkpoint as weights (null for random ones), or take mini or mini_fine"
     )
 
 

@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from uscl.backbone import SamMed3D, SamMed3DConfig, load_trunk
-from uscl.backbone.mask_decoder import DecoderAttention
+from uscl.errors import InputError
 from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
 from uscl.prompting.pretraining import PretrainingClicks, pretraining_rollout, soft_dice_bce
 from uscl.seeds import derive_seed, run_seed, seeded_draw
 from uscl.stages.common import check_checkpoint, configure_optimizers, data_preprocessing
+from uscl.stages.enlarge import load_smaller
+from uscl.stages.initial_weights import start_as_filter_bank, start_at_clicks
 from uscl.stages.muon import MATRICES, is_hidden_matrix
 from uscl.tuning.full import NEVER_USED
 
@@ -88,23 +90,6 @@ class Trapezoid(LambdaLR):
         super().__init__(optimizer, lambda step: min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / cooldown)))
 
 
-@torch.no_grad()
-def point_attention_at_clicks(model: SamMed3D, gain: float = 2.0) -> None:
-    """Starts the decoder's cross-attention with keys equal to queries, so that clicks look at the places they name.
-
-    With independent random projections a model from scratch spends its first thousand steps on finding out that equal
-    positional codes belong together.
-
-    Args:
-        model: with random weights.
-        gain: factor on both projections; sharpens the attention.
-    """
-    for name, attention in model.mask_decoder.transformer.named_modules():
-        if isinstance(attention, DecoderAttention) and "self_attn" not in name:
-            attention.q_proj.weight.mul_(gain)
-            attention.k_proj.weight.copy_(attention.q_proj.weight)
-
-
 class PretrainModule(LightningModule):
     """Trains a SAM-Med3D, all of it, with clicks on several objects per encoded image.
 
@@ -114,7 +99,9 @@ class PretrainModule(LightningModule):
 
     Args:
         backbone: configuration or variant name.
-        weights: checkpoint to go on from; null starts from random weights.
+        weights: checkpoint to go on from; null starts from random weights that know where clicks lie (see
+            :mod:`uscl.stages.initial_weights`).
+        smaller: instead of ``weights``: those of the same model on smaller patches, to go on from.
         clicks: how clicks are simulated.
         balance: how far the cross-entropy weighs inside and outside of each object alike, from 0 to 1 (see
             :func:`~uscl.prompting.pretraining.soft_dice_bce`).
@@ -131,6 +118,7 @@ class PretrainModule(LightningModule):
         self,
         backbone: SamMed3DConfig | str = "mini",
         weights: str | None = None,
+        smaller: str | None = None,
         clicks: PretrainingClicks = PretrainingClicks(),
         balance: float = 0.5,
         semantic_weight: float = 0.5,
@@ -141,6 +129,8 @@ class PretrainModule(LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if weights is not None and smaller is not None:
+            raise InputError("give weights or smaller, not both: training goes on from one of them")
         self.clicks, self.balance = clicks, balance
         self.semantic_weight, self.intensity_weight = semantic_weight, intensity_weight
         self.val_clicks = tuple(sorted(val_clicks))
@@ -151,7 +141,11 @@ class PretrainModule(LightningModule):
             # Several processes wait for the gradients of whatever is trainable.
             parameter.requires_grad_(not name.startswith(NEVER_USED))
         if weights is None:
-            point_attention_at_clicks(self.net)
+            if smaller is None:
+                start_as_filter_bank(self.net)
+                start_at_clicks(self.net)
+            else:
+                load_smaller(self.net, smaller)
         config = self.net.config
         self.dense = DenseHead(config.prompt_dim, SEMANTIC_CLASSES, config.patch_size)
 
