@@ -173,7 +173,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
 
 
 def update_card(file: Path, lines: list[dict[str, object]]) -> None:
-    """Puts the figures into the card (JSON), and its tables, means and classes, into MODEL_CARD.md beside it."""
+    """Puts the figures into the card (JSON), and tables of means and classes into the page of its name beside it."""
     card = json.loads(file.read_text(encoding="utf-8"))
     kept = [line for line in card.get("figures", []) if line["group"] not in {new["group"] for new in lines}]
     card["figures"] = kept + lines
@@ -181,7 +181,7 @@ def update_card(file: Path, lines: list[dict[str, object]]) -> None:
     figures_text = ",\n  ".join(json.dumps(line) for line in card["figures"])
     text = ",\n".join([*facts, f' "figures": [\n  {figures_text}\n ]'])
     file.write_text("{\n" + text + "\n}\n", encoding="utf-8")
-    page = file.with_name("MODEL_CARD.md")
+    page = file.with_suffix(".md")
     before, mark, _ = page.read_text(encoding="utf-8").partition("## Figures\n")
     head = ["group", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"]
     means = [line for line in card["figures"] if line["class"] == MEAN]

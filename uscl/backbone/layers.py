@@ -10,7 +10,7 @@ from torch.nn import functional as F
 class PatchConv3d(nn.Conv3d):
     """A convolution of cubes that do not overlap (stride equal to the kernel), as one matrix product.
 
-    Torch's own backward pass of such a convolution takes ten times as long on a CPU; the weights are the same.
+    The weights are the same; on a CPU torch's own takes several times as long (benchmarks/convolutions.py).
 
     Args:
         in_channels: C.

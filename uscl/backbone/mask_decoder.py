@@ -140,8 +140,8 @@ class Upscaling(nn.Sequential):
     """Makes 4^3 cells of every token: two transposed convolutions with a norm and GELUs.
 
     Their kernels are as large as their strides, so no two outputs overlap and each convolution is one matrix product
-    per token. As that, with the channels last all the way, the decoder trains about twice as fast on a CPU as with
-    torch's transposed convolutions, whose weights it keeps under their published names.
+    per token, with the channels last all the way. That takes less time on a CPU than torch's transposed convolutions
+    (benchmarks/convolutions.py), whose weights it keeps under their published names.
 
     Args:
         dim: E.
