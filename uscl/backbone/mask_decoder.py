@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -161,24 +161,27 @@ class Upscaling(nn.Sequential):
 
         The cells of a token come in the order of their halves: first along x, y and z, then the halves of the halves.
         """
-        first, norm, activation, second, last = self
+        modules: Any = self
+        first, norm, activation, second, last = modules
         batch, tokens, _ = image.shape
         halves = _split_in_halves(image.flatten(0, 1), first)
         halves = activation(F.layer_norm(halves, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-        return cast("Tensor", last(_split_in_halves(halves, second))).unflatten(0, (batch, tokens, 64))
+        cells = last(_split_in_halves(halves, second)).unflatten(0, (batch, tokens, 64))
+        return cast("Tensor", cells)
 
 
 def _split_in_halves(cells: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
     """Applies a transposed convolution of kernel and stride 2 to separate cells: [N, C] to [8 N, D]."""
     weight = layer.weight.permute(2, 3, 4, 1, 0).flatten(0, 3)
     bias = layer.bias.repeat(8) if layer.bias is not None else None
-    return F.linear(cells, weight, bias).unflatten(1, (8, -1)).flatten(0, 1)
+    return F.linear(cells, weight, bias).reshape(8 * len(cells), -1)
 
 
 def cells_in_place(cells: Tensor, grid: Sequence[int]) -> Tensor:
     """Puts the values of the cells [B, M, n, 64] of n = x y z tokens where they lie: [B, M, 4 x, 4 y, 4 z]."""
-    split = cells.unflatten(3, (2,) * 6).unflatten(2, tuple(grid))
-    return split.permute(0, 1, 2, 5, 8, 3, 6, 9, 4, 7, 10).reshape(*cells.shape[:2], *(4 * edge for edge in grid))
+    objects, masks = cells.shape[:2]
+    split = cells.reshape(objects, masks, *grid, *(2,) * 6).permute(0, 1, 2, 5, 8, 3, 6, 9, 4, 7, 10)
+    return split.reshape(objects, masks, *(4 * edge for edge in grid))
 
 
 class MaskDecoder(nn.Module):

@@ -43,7 +43,7 @@ def segment(
         weights: checkpoint of the trunk, a file or hf://owner/repo/file; embedded: what comes with the package for
             mini; null: random.
         adapter: adapter file that `uscl fit` left; brings backbone and preprocessing of its training.
-        backbone: variant to use without an adapter: vit_b_ori or mini.
+        backbone: variant to use without an adapter: vit_b_ori, mini or mini_fine.
         preprocessing: how the volume is prepared, where it is not the adapter's.
         reading: what the frames of a sweep do not know, and what of them is blackened.
         device: cpu, cuda, cuda:1, ...

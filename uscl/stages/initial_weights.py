@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import pi
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,9 @@ def start_at_clicks(model: SamMed3D) -> None:
     if width < 8:
         return
     channels = _set_aside(model)
-    norms = [model.image_encoder.neck[-1]]
-    for number, layer in enumerate(decoder.transformer.layers):
+    norms: list[Any] = [model.image_encoder.neck[-1]]
+    layers: Any = decoder.transformer.layers
+    for number, layer in enumerate(layers):
         norms += [layer.norm1, layer.norm2, layer.norm3, layer.norm4]
         _look(layer.cross_attn_token_to_image, channels, heads)
         _mark(layer.cross_attn_image_to_token, channels, heads)
@@ -86,11 +87,12 @@ def start_at_clicks(model: SamMed3D) -> None:
     _look(decoder.transformer.final_attn_token_to_image, channels, heads)
     for norm in norms:
         norm.weight[channels.place] = 0
-    dense = prompts.mask_downscaling[-1]
+    dense: Any = prompts.mask_downscaling[-1]
     dense.weight.mul_(0.1)
     dense.weight[channels.place] = 0
     dense.bias.zero_()
-    for upscaling in (decoder.output_upscaling[0], decoder.output_upscaling[3]):
+    transposed: list[Any] = [decoder.output_upscaling[0], decoder.output_upscaling[3]]
+    for upscaling in transposed:
         # All cells of a token begin nearly alike (https://arxiv.org/abs/1707.02937).
         one = torch.randn(*upscaling.weight.shape[:2], 1, 1, 1) + 0.3 * torch.randn(upscaling.weight.shape)
         upscaling.weight.copy_(one / upscaling.weight.shape[0] ** 0.5)
@@ -193,7 +195,7 @@ def start_as_filter_bank(model: SamMed3D) -> None:
         model: with random weights.
     """
     encoder, edge = model.image_encoder, model.config.patch_size
-    projection = encoder.patch_embed.proj
+    projection: Any = encoder.patch_embed.proj
     filters, frequencies = cosines(edge, len(projection.weight) - CONSTANT)
     projection.weight.zero_()
     # In images the faster a wave, the weaker; the gain evens that out.
@@ -201,11 +203,13 @@ def start_as_filter_bank(model: SamMed3D) -> None:
     projection.weight[CONSTANT : CONSTANT + len(filters)] = gains * filters[:, None]
     projection.bias.zero_()
     projection.bias[:CONSTANT] = 1 - 2.0 * (torch.arange(CONSTANT) % 2)
-    for block in encoder.blocks:
+    blocks: Any = encoder.blocks
+    for block in blocks:
         for layer in (*([block.attn.proj] if block.attn is not None else []), block.mlp.lin2):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-    narrow, _, mix, _ = encoder.neck
+    neck: Any = encoder.neck
+    narrow, _, mix, _ = neck
     narrow.weight.copy_(torch.eye(*narrow.weight.shape[:2])[..., None, None, None])
     mix.weight.mul_(0.3)
     mix.weight[:, :, 1, 1, 1] += torch.eye(len(mix.weight))
