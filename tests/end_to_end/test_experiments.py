@@ -89,7 +89,7 @@ def test_pretraining_leaves_weights_that_the_other_stages_take(config, study, tm
         "fit", "--config", str(config), *goes_on, "--model.backbone", "tiny",
         "--data.root", str(tmp_path / "anatomies"),
         "--data.torsos", "1", "--data.heads", "1", "--data.preprocessing.patch_size", "64",
-        "--data.preprocessing.spacing", "[3, 3, 3]", "--data.patches_per_epoch", "4", "--data.val_patches", "2",
+        "--data.preprocessing.spacing", "[3, 3, 3]", "--data.patches_per_epoch", "4", "--data.val_patches", "2", "--data.batch_size", "2",
         "--data.workers", "0", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
         "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_progress_bar", "false",
         "--trainer.default_root_dir", str(tmp_path / "pretrain"),

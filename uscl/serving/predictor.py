@@ -39,8 +39,8 @@ class Predictor:
 
     Args:
         backbone: configuration or variant name; an adapter brings its own.
-        weights: checkpoint of the trunk, a file or ``hf://`` reference; ``embedded`` are those of ``mini`` that come
-            with the package; None leaves random weights.
+        weights: checkpoint of the trunk, a file or ``hf://`` reference; ``embedded`` are those of ``mini`` and
+            ``mini_fine`` that come with the package; None leaves random weights.
         adapter: adapter file that ``uscl fit`` left, or None for the untouched backbone.
         preprocessing: how volumes are prepared; None takes the adapter's, or the default.
         device: where to compute.

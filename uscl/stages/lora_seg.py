@@ -49,7 +49,7 @@ class LoRASegModule(LightningModule):
     Args:
         backbone: configuration or variant name.
         weights: checkpoint of the trunk, a file or ``hf://owner/repo/file``; ``embedded``: what comes with the package
-            for ``mini``; null leaves random weights, which is said.
+            for ``mini`` and ``mini_fine``; null leaves random weights, which is said.
         adapter: adapter file to test, predict or go on training with; it brings its own tuning method.
         vcl_adapter: adapter file of stage 1, whose encoder LoRA training starts from; goes with LoRA alone. Where
             ``tuning.modules`` is ``decoder`` that encoder LoRA stays frozen. ``{rank}`` and ``{seed}`` in it are filled

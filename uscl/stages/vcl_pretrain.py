@@ -36,7 +36,7 @@ class VCLPretrainModule(LightningModule):
     Args:
         backbone: configuration or variant name.
         weights: checkpoint of the trunk, a file or ``hf://owner/repo/file``; ``embedded``: what comes with the package
-            for ``mini``; null leaves random weights, which is said.
+            for ``mini`` and ``mini_fine``; null leaves random weights, which is said.
         lora: the LoRA to train; ``modules`` must be ``encoder``, the decoder takes no part in this stage.
         subvolumes: how a patch is cut into bases and crops.
         head_hidden_dim: width of the projector's hidden layers.
