@@ -130,7 +130,7 @@ def test_muon_takes_the_matrices_of_hidden_layers_alone():
     loss = sum(parameter.square().sum() for parameter in module.parameters())
     loss.backward()
     optimizer.step()
-    name = "net.image_encoder.blocks.0.attn.proj.weight"
+    name = "net.image_encoder.blocks.0.mlp.lin1.weight"
     moved = torch.linalg.svdvals((module.get_parameter(name) - before[name]).detach())
     assert moved.max() / moved.median() < 2
     bias = "net.image_encoder.neck.0.weight"
