@@ -31,7 +31,7 @@ def load_smaller(model: SamMed3D, weights: str | os.PathLike[str]) -> None:
 
     Args:
         model: takes the weights; only ``image_size`` and ``window_size`` may differ.
-        weights: checkpoint file or ``hf://`` reference.
+        weights: what stage 0 leaves (``weights.safetensors``), a file or ``hf://`` reference.
 
     Raises:
         InputError: the weights do not belong to such a model.

@@ -10,7 +10,8 @@ then agree by the sum of three cosines, and the softmax of an attention makes a 
     exp(s sum_a cos(w d_a)) ~ exp(3 s) exp(-s w^2 |d|^2 / 2),   w = 2 pi / PERIOD,   width = 1 / (w sqrt(s))
 
 The tokens of clicks look at the image with a narrow Gaussian; the image looks back with wide ones, a width for every
-head, and where it sees a click of the object it is marked. After that start the same regression explains 40 %.
+head, and where it sees a click of the object it is marked. After that start the same regression explains
+more than 30 % (tests/stages/test_initial_weights.py).
 All weights stay free: training may undo any of this.
 """
 
