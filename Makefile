@@ -41,7 +41,7 @@ pretrain: .venv/installed ## train the embedded backbone again (an hour on two c
 
 FINE := runs/pretrain_fine
 
-pretrain-fine: .venv/installed ## train mini_fine again, small patches first (80 minutes on two cores); an interrupted half begins again
+pretrain-fine: .venv/installed ## train mini_fine again, small patches first (half an hour on two cores); an interrupted half begins again
 	test -f $(FINE)_64/weights.safetensors || $(BIN)/uscl fit --config experiments/pretrain_fine_64.yaml --overwrite
 	$(BIN)/uscl fit --config experiments/pretrain_fine.yaml
 

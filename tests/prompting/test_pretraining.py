@@ -85,6 +85,25 @@ def test_one_click_equals_decode_by_hand(objects):
     torch.testing.assert_close(losses[0][1][:, 0], share)
 
 
+def test_clicks_that_are_not_learned_from_only_lead_there(objects):
+    model = build_sam_med3d("tiny").eval()
+    embedding = model.encode_image(torch.randn(2, 1, 64, 64, 64)).detach()
+    seen = {}
+    for learned in (None, 2, 9):
+        seen[learned] = []
+
+        def keep(logits, share, to=seen[learned]):
+            to.append(logits)
+            return soft_dice_bce(logits, share)
+
+        clicks = PretrainingClicks(4, 4, all_shown=1.0, learned=learned)
+        loss, _ = pretraining_rollout(model, embedding, objects, keep, clicks, generator(3))
+        assert loss.requires_grad
+    assert [len(logits) for logits in seen.values()] == [4, 2, 4]
+    for whole, short in zip(seen[None][2:], seen[2], strict=True):
+        torch.testing.assert_close(short, whole)
+
+
 def test_a_finished_object_gets_a_click_on_itself(objects):
     """Where no cell is wrong the next click confirms the object, as in SAM-Med3D's inference."""
 
@@ -120,3 +139,5 @@ def test_loss_is_least_at_the_truth():
 def test_impossible_protocols():
     with pytest.raises(InputError, match="fewest"):
         PretrainingClicks(3, 2)
+    with pytest.raises(InputError, match=r"clicks\.learned must be at least 1"):
+        PretrainingClicks(learned=0)

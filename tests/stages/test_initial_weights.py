@@ -1,50 +1,87 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from uscl.backbone import build_sam_med3d
-from uscl.stages.initial_weights import cosines, start_as_filter_bank, start_at_clicks
+from uscl.backbone.config import VARIANTS
+from uscl.stages.initial_decoder import MARKED, NEIGHBOURHOODS, set_aside
+from uscl.stages.initial_weights import cosines, intensity_code, start_at_clicks
+
+SIZE = 32
 
 
-def explained(model, seed: int = 0, objects: int = 40) -> float:
-    """Share of the variance of balls around clicks that the decoder's image tokens explain, on balls not fitted."""
-    config = model.config
+def started(variant="mini_fine", size=SIZE):
+    torch.manual_seed(0)
+    model = build_sam_med3d(replace(VARIANTS[variant], image_size=size)).eval()
+    start_at_clicks(model)
+    return model
+
+
+def scene(seed: int = 0) -> torch.Tensor:
+    """Soft blobs of intensities between -2 and 2 [1, 1, S, S, S]."""
     generator = torch.Generator().manual_seed(seed)
-    at = (torch.arange(config.grid_size) + 0.5) * config.patch_size
-    cells = torch.stack(torch.meshgrid(at, at, at, indexing="ij"), dim=-1).flatten(0, 2)
-    clicks = torch.randint(config.image_size, (objects, 1, 3), generator=generator)
-    balls = ((cells - clicks).norm(dim=-1) < 24).double()[..., None]
-    noise = torch.randn(1, config.prompt_dim, *(config.grid_size,) * 3, generator=generator)
-    tokens = []
-    hook = model.mask_decoder.transformer.register_forward_hook(lambda _, __, out: tokens.append(out[1]))
+    coarse = 4 * torch.rand(1, 1, 4, 4, 4, generator=generator) - 2
+    return F.interpolate(coarse, size=(SIZE,) * 3, mode="trilinear")
+
+
+def test_marks_are_the_kernel_density_of_the_clicks():
+    model, image = started(), scene()
+    channels = set_aside(started())
+    # In the middle of their tokens, so that a click takes over the intensity of one token.
+    clicks = torch.tensor([[[9, 9, 9], [21, 13, 17], [17, 25, 9]]])
+    labels = torch.tensor([[1, 1, 0]])
+    seen = []
+    model.mask_decoder.transformer.layers[0].register_forward_hook(lambda *call: seen.append(call[2][1]))
     with torch.no_grad():
-        embedding = model.image_encoder.neck[-1](noise)
-        empty = torch.zeros(objects, 1, *(config.mask_size,) * 3)
-        model.decode(embedding, (clicks, torch.ones(objects, 1, dtype=torch.long)), empty)
-    hook.remove()
-    features = torch.cat([tokens[0], torch.ones_like(tokens[0][..., :1])], dim=-1).double()
-    fitted, tested = slice(0, objects // 2), slice(objects // 2, None)
-    x, y = features[fitted].flatten(0, 1), balls[fitted].flatten(0, 1)
-    weights = torch.linalg.solve(x.T @ x + 1e-3 * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
-    return 1 - float((balls[tested] - features[tested] @ weights).square().mean() / balls[tested].var())
+        model.decode(model.encode_image(image), (clicks, labels), torch.zeros(1, 1, SIZE, SIZE, SIZE))
+    plus, minus = channels.marks[0]
+    marks = (seen[0][0, :, plus] - seen[0][0, :, minus]) / (2 * MARKED)
+
+    tokens = F.avg_pool3d(image, 4)[0, 0]
+    at = 4 * torch.arange(SIZE // 4) + 2.0
+    places = torch.stack(torch.meshgrid(at, at, at, indexing="ij"), dim=-1)
+    wanted = torch.zeros_like(tokens)
+    for near, alike, none in NEIGHBOURHOODS[:2]:
+        distance = (places[..., None, :] - clicks[0] - 0.5).square().sum(-1)
+        difference = tokens[..., None] - tokens[tuple((clicks[0] // 4).T)]
+        density = torch.exp(-distance / 2 / near**2 - difference.square() / 2 / alike**2)
+        on, beside = (density * labels[0]).sum(-1), (density * (1 - labels[0])).sum(-1)
+        wanted += (on - beside - none) / (on + beside + none) / 2
+    assert torch.corrcoef(torch.stack([marks, wanted.flatten()]))[0, 1] > 0.97
+    assert ((marks > 0) == (wanted.flatten() > 0)).float().mean() > 0.9
+    assert 20 < int((wanted > 0).sum()) < 400  # otherwise the line above says nothing
 
 
-def test_masks_begin_as_balls_around_clicks():
-    torch.manual_seed(0)
-    model = build_sam_med3d("mini")
-    assert explained(model) < 0.05
-    start_at_clicks(model)
-    assert explained(model) > 0.3
+def test_an_untrained_model_segments_what_is_clicked():
+    model = started()
+    at = torch.arange(SIZE) + 0.5
+    x, y, z = torch.meshgrid(at, at, at, indexing="ij")
+    balls = [((x - c).square() + (y - c).square() + (z - c).square()) < 36 for c in (9, 23)]
+    image = torch.randn(SIZE, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) / 4
+    image = image + 1.5 * balls[0] - 1.5 * balls[1]
+    with torch.no_grad():
+        embedding = model.encode_image(image[None, None])
+        for ball, other, centre in zip(balls, reversed(balls), (9, 23), strict=True):
+            points = (torch.full((1, 1, 3), centre), torch.ones(1, 1, dtype=torch.long))
+            mask = model.decode(embedding, points, torch.zeros(1, 1, SIZE, SIZE, SIZE))[0][0, 0] > 0
+            assert 2 * (mask & ball).sum() / (mask.sum() + ball.sum()) > 0.6
+            assert (mask & other).sum() < 0.02 * mask.sum()
 
 
-def test_clicks_beside_the_object_mark_the_opposite():
-    torch.manual_seed(0)
-    model = build_sam_med3d("mini")
-    start_at_clicks(model)
-    background, foreground = (embedding.weight for embedding in model.prompt_encoder.point_embeddings)
-    assert torch.equal(background, -foreground)
+@pytest.mark.parametrize("variant", ["mini", "mini_fast", "mini_fine"])
+@pytest.mark.parametrize("value", [-7.0, -1.0, 0.3, 2.5])
+def test_the_embedding_holds_the_code_of_the_intensity(variant, value):
+    model = started(variant, 64)
+    code = set_aside(model).code
+    with torch.no_grad():
+        embedding = model.encode_image(torch.full((1, 1, 64, 64, 64), value))[0, :, 1, 1, 1]
+    held = torch.stack([(embedding[plus] - embedding[minus]) / 2 for plus, minus in code])
+    torch.testing.assert_close(held, intensity_code(torch.tensor(value)), atol=0.1, rtol=0)
 
 
-def test_heads_too_narrow_are_left_alone():
+def test_models_without_room_are_left_alone():
     torch.manual_seed(0)
     model = build_sam_med3d("tiny")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -60,22 +97,3 @@ def test_cosines_are_an_orthonormal_set_from_slow_to_fast(edge, count):
     torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)), atol=1e-5, rtol=0)
     assert (frequencies.diff() >= 0).all()
     torch.testing.assert_close(waves[0], torch.full((edge,) * 3, edge**-1.5))
-
-
-@pytest.mark.parametrize("variant", ["tiny", "mini", "mini_fast"])
-def test_the_filter_bank_keeps_the_intensity_of_a_uniform_image(variant):
-    """A norm over channels after a projection without a constant would return the same for all of them."""
-    torch.manual_seed(0)
-    model = build_sam_med3d(variant)
-    start_as_filter_bank(model)
-    size = model.config.image_size
-    with torch.no_grad():
-        low, high = (model.encode_image(torch.full((1, 1, size, size, size), value)) for value in (0.5, 1.0))
-        tokens = model.image_encoder.patch_embed(torch.randn(1, 1, size, size, size))
-        passed = tokens.clone()
-        for block in model.image_encoder.blocks:
-            passed = block(passed)
-    middle = model.config.grid_size // 2
-    assert (low - high)[0, :, middle, middle, middle].norm() > 0.1 * high[0, :, middle, middle, middle].norm()
-    if not model.config.residual_after_norm:
-        assert torch.equal(passed, tokens)

@@ -158,6 +158,26 @@ def test_a_checkpoint_of_another_model_is_told(anatomies, make_trainer, tmp_path
                                      ckpt_path=tmp_path / "last.ckpt", weights_only=True)  # fmt: skip
 
 
+def test_training_starts_at_clicks_or_at_random():
+    from uscl.backbone import VARIANTS
+
+    small = replace(VARIANTS["mini_fine"], image_size=32)
+    options = {"backbone": small, "semantic_weight": 0, "intensity_weight": 0}
+    started, random = (make_module(start_at_clicks=at, **options).net for at in (True, False))
+    name = "prompt_encoder.point_embeddings.1.weight"
+    assert torch.equal(random.state_dict()[name], load_trunk(small, None).model.state_dict()[name])
+    assert not torch.equal(started.state_dict()[name], random.state_dict()[name])
+
+
+def test_finer_tokens_have_no_dense_head():
+    from uscl.backbone import VARIANTS
+
+    small = replace(VARIANTS["mini_fine"], image_size=32)
+    assert make_module(backbone=small, semantic_weight=0, intensity_weight=0).dense is None
+    with pytest.raises(InputError, match="tokens of 8 voxels or more, the backbone's have 4"):
+        make_module(backbone=small)
+
+
 def test_dense_head_speaks_of_cells_in_place():
     """Token (i, j, k) names cells 2 i to 2 i + 1, and has the intensities of cells 4 i to 4 i + 3, along every axis."""
     head = DenseHead(4, 3, 16)

@@ -104,18 +104,18 @@ VARIANTS: dict[str, SamMed3DConfig] = {
         iou_head_hidden_dim=120,
         published_positions=False,
     ),
-    # Finer: tokens of 8 voxels and masks of cells of 2, 1.6 M parameters; windows of three quarters of the patch.
+    # Finer: tokens of 4 voxels and masks of single voxels, narrow and with small windows, 2.5 M parameters.
     "mini_fine": SamMed3DConfig(
-        patch_size=8,
-        embed_dim=96,
+        patch_size=4,
+        embed_dim=64,
         depth=4,
-        num_heads=3,
-        window_size=12,
+        num_heads=2,
+        window_size=4,
         global_attention_blocks=(),
-        prompt_dim=96,
-        decoder_heads=4,
-        decoder_mlp_dim=384,
-        iou_head_hidden_dim=96,
+        prompt_dim=48,
+        decoder_heads=2,
+        decoder_mlp_dim=192,
+        iou_head_hidden_dim=48,
         published_positions=False,
     ),
     # FastSAM3D's student of vit_b_ori (https://github.com/arcadelab/FastSAM3D): half the blocks, 53.2 M parameters.

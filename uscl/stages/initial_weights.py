@@ -1,219 +1,129 @@
-"""Random weights of a SAM-Med3D that already do something: masks that begin as balls around clicks.
+"""Random weights of a SAM-Med3D that already segment: what is near a click and looks like it belongs to its object.
 
-With independent random weights a mask knows nothing of where a click lies: what a ridge regression reads from the
-decoder's image tokens explains 0 % of the variance of balls around the click, and training spends its first hundreds of
-steps on changing that. Two reasons. A positional code of few random frequencies cannot tell near from far (its
-similarity has side lobes all over the patch), and what image and click hold besides drowns the code in every attention.
-So three slow frequencies, one along each axis, are set aside in channels that nothing else writes to. Two positions
-then agree by the sum of three cosines, and the softmax of an attention makes a Gaussian of their distance:
+With independent random weights a model must first find out where clicks lie, then what lies there, and then compare it
+with the rest of the image; small models on small machines spend their whole training on that. All of it can be written
+down instead. Two places, or two intensities, agree by a sum of cosines, and the softmax of an attention makes a
+Gaussian of their difference:
 
-    exp(s sum_a cos(w d_a)) ~ exp(3 s) exp(-s w^2 |d|^2 / 2),   w = 2 pi / PERIOD,   width = 1 / (w sqrt(s))
+    exp(s cos(w d)) ~ exp(s) exp(-s w^2 d^2 / 2),   width = 1 / (w sqrt(s))
 
-The tokens of clicks look at the image with a narrow Gaussian; the image looks back with wide ones, a width for every
-head, and where it sees a click of the object it is marked. After that start the same regression explains
-more than 30 % (tests/stages/test_initial_weights.py).
-All weights stay free: training may undo any of this.
+So three slow waves, one along each axis, and two waves of the intensity are set aside in channels that nothing else
+writes to. Tokens of clicks look where they are and take over the intensity; every image token then looks at the clicks
+and is marked with
+
+    (P - N - k) / (P + N + k),   P, N = sum over the clicks on, beside the object of
+                                        exp(-|distance|^2 / 2 NEAR^2) exp(-(difference of intensity)^2 / 2 ALIKE^2)
+
+whose sign is the mask: the classifier by kernel density (Parzen window) of the clicks, over place and intensity. All
+weights stay free: training may undo any of this, and does at once at learning rates that suit random weights.
+How near the model comes to the formula: tests/stages/test_initial_weights.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from math import pi
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from uscl.stages.initial_decoder import CODE, CONSTANT, Channels, alternating, pass_on, set_aside, start_decoder
+
 if TYPE_CHECKING:
     from uscl.backbone import SamMed3D
-    from uscl.backbone.mask_decoder import DecoderAttention
 
-PERIOD = 256
-"""Of the waves set aside, voxels; twice a patch of 128, so that no two voxels of one share a code."""
-OTHERS = 0.8
-"""Factor on the random frequencies of a patch of 128 voxels."""
-LOOK = 8
-"""Width of what a click reads of the image, voxels."""
-MARK = (8, 13, 20, 30)
-"""Widths of what a click marks in the image, voxels; heads take them in turn."""
-CONSTANT = 8
-"""Channels of a token that begin as +1 or -1: beside them a norm over channels keeps a uniform token's intensity."""
+INTENSITY_PERIODS = (8.0, 4.0)
+"""Of the waves of intensity, standard deviations of the image."""
+BRIGHTEST = 3.6
+"""Beyond this many standard deviations from the mean, intensities count as the same."""
+ENCODED = 20.0
+"""Four channels of the encoder begin as plus or minus this: beside them its norms over channels change little."""
+UNITS = 64
+"""Hidden units of the first MLP that code the intensity."""
 
 
-class _Channels(NamedTuple):
-    """How the width E of the decoder is used at the start.
-
-    Attributes:
-        place: which channels carry the codes set aside [E].
-        waves: rows that read their sines and cosines [6, E].
-        own: direction of the decoder's own tokens [E].
-        click: direction of clicks on the object, and against clicks beside it [E].
-    """
-
-    place: Tensor
-    waves: Tensor
-    own: Tensor
-    click: Tensor
+def has_room(model: SamMed3D) -> bool:
+    """Whether a model is wide enough: the decoder needs 12 channels per head of its cross-attention."""
+    config = model.config
+    return config.prompt_dim // 2 // config.decoder_heads >= 12 and config.prompt_dim >= 48 and config.embed_dim >= 16
 
 
 @torch.no_grad()
 def start_at_clicks(model: SamMed3D) -> None:
-    """Starts prompt encoder and mask decoder so that masks begin as balls around clicks (see the module).
-
-    Heads of the decoder's cross-attention that are narrower than 8 have no room for that; such a model is left alone.
+    """Starts a model so that masks are what is near the clicks and looks like them (see the module).
 
     Args:
-        model: with random weights.
+        model: with random weights; one without room for it (:func:`has_room`) is left alone.
     """
-    config, prompts, decoder = model.config, model.prompt_encoder, model.mask_decoder
-    heads, width = config.decoder_heads, config.prompt_dim // 2 // config.decoder_heads
-    if width < 8:
+    if not has_room(model):
         return
-    channels = _set_aside(model)
-    norms: list[Any] = [model.image_encoder.neck[-1]]
-    layers: Any = decoder.transformer.layers
-    for number, layer in enumerate(layers):
-        norms += [layer.norm1, layer.norm2, layer.norm3, layer.norm4]
-        _look(layer.cross_attn_token_to_image, channels, heads)
-        _mark(layer.cross_attn_image_to_token, channels, heads)
-        layer.mlp.lin2.weight.mul_(0.1)
-        layer.self_attn.out_proj.weight.mul_(0.1)
-        if number == 0:  # what this attention returns replaces the tokens: each begins as itself
-            turn = torch.linalg.qr(torch.randn(config.prompt_dim, config.prompt_dim))[0]
-            _set(layer.self_attn.v_proj, turn)
-            _set(layer.self_attn.out_proj, turn.T)
-            layer.self_attn.q_proj.weight.mul_(2)
-            layer.self_attn.k_proj.load_state_dict(layer.self_attn.q_proj.state_dict())
-    _look(decoder.transformer.final_attn_token_to_image, channels, heads)
-    for norm in norms:
-        norm.weight[channels.place] = 0
-    dense: Any = prompts.mask_downscaling[-1]
-    dense.weight.mul_(0.1)
-    dense.weight[channels.place] = 0
-    dense.bias.zero_()
-    transposed: list[Any] = [decoder.output_upscaling[0], decoder.output_upscaling[3]]
-    for upscaling in transposed:
-        # All cells of a token begin nearly alike (https://arxiv.org/abs/1707.02937).
-        one = torch.randn(*upscaling.weight.shape[:2], 1, 1, 1) + 0.3 * torch.randn(upscaling.weight.shape)
-        upscaling.weight.copy_(one / upscaling.weight.shape[0] ** 0.5)
+    channels = set_aside(model)
+    _start_encoder(model, channels)
+    start_decoder(model, channels, INTENSITY_PERIODS)
 
 
-def _set_aside(model: SamMed3D) -> _Channels:
-    """Frees channels for three slow frequencies and gives clicks and the decoder's own tokens their directions."""
-    prompts, dim = model.prompt_encoder, model.config.prompt_dim
-    frequencies = prompts.pe_layer.positional_encoding_gaussian_matrix
-    count = frequencies.shape[1]
-    # Positions lie in [-1, 1], whatever the size of the patch.
-    frequencies.mul_(OTHERS * model.config.image_size / 128)
-    # The fourth is 0: its sines are 0 everywhere, which leaves a channel to tell the decoder's own tokens.
-    frequencies[:, :3], frequencies[:, 3] = model.config.image_size / (2 * PERIOD) * torch.eye(3), 0
-    place = (torch.arange(dim) % count) < 4
-    waves = torch.zeros(6, dim)
-    for axis in range(3):
-        waves[axis, [axis, 2 * count + axis]], waves[3 + axis, count + axis] = 0.5, 1
-    own, click = torch.zeros(dim), torch.randn(dim).masked_fill(place, 0)
-    own[3], click = 1, click / click.norm()
-    channels = _Channels(place, waves, own, click)
-    background, foreground = (cast(nn.Embedding, embedding).weight for embedding in prompts.point_embeddings)
-    foreground.copy_(dim**0.5 * click[None])
-    background.copy_(-foreground)
-    for embedding in (prompts.not_a_point_embed, model.mask_decoder.iou_token, model.mask_decoder.mask_tokens):
-        embedding.weight.copy_(0.3 * _content(embedding.weight, channels) + dim**0.5 * own)
-    return channels
-
-
-def _content(rows: Tensor, channels: _Channels) -> Tensor:
-    """Rows [n, E] without what they have of places, of clicks and of the decoder's own tokens."""
-    rows = rows.masked_fill(channels.place, 0)
-    return rows - (rows @ channels.click)[:, None] * channels.click
-
-
-def _directions(count: int, channels: _Channels) -> Tensor:
-    """Orthonormal rows [count, E] that read contents alone."""
-    rows = _content(torch.randn(count, len(channels.place)), channels)
-    return cast(Tensor, torch.linalg.qr(rows.T)[0]).T
-
-
-def _set(layer: nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:
-    layer.weight.copy_(weight)
-    layer.bias.copy_(torch.zeros_like(layer.bias) if bias is None else bias)
-
-
-def _attend_by_distance(
-    attention: DecoderAttention, channels: _Channels, widths: Sequence[float], threshold: float | None = None
-) -> None:
-    """Queries and keys that agree by distance, and a little by content.
-
-    Args:
-        attention: to start.
-        channels: what lies where.
-        widths: of every head's Gaussian, voxels.
-        threshold: None, or how far below a click's peak logit every token that is no click lies.
-    """
-    heads, inner = len(widths), len(attention.q_proj.weight)
-    width = inner // heads
-    rows = torch.zeros(heads, width, len(channels.place))
-    keys, bias = rows.clone(), torch.zeros(heads, width)
-    for head, sigma in enumerate(widths):
-        sharpness = (2 * pi / PERIOD * sigma) ** -2
-        rows[head, :6] = keys[head, :6] = (sharpness * width**0.5) ** 0.5 * channels.waves
-        if threshold is None:
-            continue
-        keys[head, 6] = channels.own
-        bias[head, 6] = (3 * sharpness - threshold) * width**0.5 / len(channels.place) ** 0.5
-        rows[head, 7:] = keys[head, 7:] = (1.5 * width**0.5 / (width - 7)) ** 0.5 * _directions(width - 7, channels)
-    _set(attention.q_proj, rows.flatten(0, 1), bias.flatten())
-    _set(attention.k_proj, keys.flatten(0, 1))
-
-
-def _look(attention: DecoderAttention, channels: _Channels, heads: int) -> None:
-    """Tokens take over the image's content where they are."""
-    _attend_by_distance(attention, channels, [LOOK] * heads)
-    rows = _directions(len(attention.v_proj.weight), channels)
-    _set(attention.v_proj, rows)
-    _set(attention.out_proj, rows.T)
-
-
-def _mark(attention: DecoderAttention, channels: _Channels, heads: int) -> None:
-    """The image is marked near clicks, each head with a direction of its own, and against clicks beside the object."""
-    _attend_by_distance(attention, channels, [MARK[head % len(MARK)] for head in range(heads)], threshold=3.0)
-    inner = len(attention.v_proj.weight)
-    read, write = 0.1 * _directions(inner, channels), 0.1 * _directions(inner, channels).T
-    first = slice(0, inner, inner // heads)
-    read[first], write[:, first] = channels.click, 4 * _directions(heads, channels).T
-    _set(attention.v_proj, read)
-    _set(attention.out_proj, write)
-
-
-@torch.no_grad()
-def start_as_filter_bank(model: SamMed3D) -> None:
-    """Starts the encoder as a bank of filters: the slowest cosines of every token, blocks and neck passing them on.
-
-    A random projection of a token's voxels followed by a norm over channels keeps neither its intensity nor its detail.
-
-    Args:
-        model: with random weights.
-    """
-    encoder, edge = model.image_encoder, model.config.patch_size
-    projection: Any = encoder.patch_embed.proj
-    filters, frequencies = cosines(edge, len(projection.weight) - CONSTANT)
-    projection.weight.zero_()
-    # In images the faster a wave, the weaker; the gain evens that out.
-    gains = (1 + frequencies)[:, None, None, None, None] / edge**1.5
-    projection.weight[CONSTANT : CONSTANT + len(filters)] = gains * filters[:, None]
-    projection.bias.zero_()
-    projection.bias[:CONSTANT] = 1 - 2.0 * (torch.arange(CONSTANT) % 2)
-    blocks: Any = encoder.blocks
-    for block in blocks:
+def _start_encoder(model: SamMed3D, channels: Channels) -> None:
+    """A bank of filters: constants, the code of the intensity, and the slowest cosines of every token."""
+    encoder: Any = model.image_encoder
+    edge, width = model.config.patch_size, model.config.embed_dim
+    code = 2 * len(INTENSITY_PERIODS)
+    projection = encoder.patch_embed.proj
+    filters, frequencies = cosines(edge, width - 4 - code)
+    gains = (1 + frequencies) ** 0.5 / edge**1.5  # in images the faster a wave, the weaker
+    gains[1:] /= 4
+    nn.init.zeros_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    projection.weight[4 + code : 4 + code + len(filters), 0] = gains[:, None, None, None] * filters
+    projection.bias[:4] = ENCODED * alternating(4)
+    for block in encoder.blocks:
+        for norm in ([block.norm1] if block.attn is not None else []) + [block.norm2]:
+            norm.weight.fill_((4 * ENCODED**2 / width) ** 0.5)
+            if not model.config.residual_after_norm:
+                norm.weight[:4] /= ENCODED
         for layer in (*([block.attn.proj] if block.attn is not None else []), block.mlp.lin2):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-    neck: Any = encoder.neck
-    narrow, _, mix, _ = neck
-    narrow.weight.copy_(torch.eye(*narrow.weight.shape[:2])[..., None, None, None])
-    mix.weight.mul_(0.3)
+    _code_intensity(encoder.blocks[0], slice(4, 4 + code), 4 + code)
+    narrow, first, mix, second = encoder.neck
+    nn.init.zeros_(narrow.weight)
+    for number, pair in enumerate(channels.code):
+        narrow.weight[list(pair), 4 + number, 0, 0, 0] = torch.tensor([1.0, -1.0])
+    details = channels.detail[: len(filters)]
+    narrow.weight[details, range(4 + code, 4 + code + len(details))] = 1
+    narrow.weight[details[0]] /= 4  # its code says the same, and outliers are large
+    constants = [channel for pair in channels.constant for channel in pair]
+    narrow.weight[constants, range(4)] = CONSTANT / ENCODED
+    mix.weight.mul_(0.05)
     mix.weight[:, :, 1, 1, 1] += torch.eye(len(mix.weight))
+    mix.weight[[*channels.coded, *channels.place]] = 0
+    mix.weight[channels.coded, channels.coded, 1, 1, 1] = 1
+    for norm in (first, second):
+        pass_on(norm, channels)
+
+
+def _code_intensity(block: Any, to: slice, intensity: int) -> None:
+    """Fits the first MLP so that it writes cosines and sines of a token's intensity to the channels ``to``."""
+    values = torch.linspace(-12, 12, 2401)
+    tokens = torch.zeros(len(values), block.mlp.lin1.weight.shape[1])
+    tokens[:, :4], tokens[:, intensity] = ENCODED * alternating(4), values
+    normed = block.norm2(tokens)
+    steepness = 3 * float(values.diff().mean() / normed[:, intensity].diff().mean())
+    layer, used = block.mlp.lin1, min(UNITS, len(block.mlp.lin1.weight))
+    layer.weight[:used] = 0
+    layer.weight[:used, intensity] = steepness
+    layer.bias[:used] = -3 * torch.linspace(-4.5, 4.5, used)
+    features = torch.cat([block.mlp.act(layer(normed))[:, :used], torch.ones(len(values), 1)], dim=1).double()
+    ridge = 1e-7 * len(values) * torch.eye(used + 1)
+    weights = torch.linalg.solve(features.T @ features + ridge, features.T @ intensity_code(values).double()).float()
+    block.mlp.lin2.weight[to, :used] = weights[:-1].T
+    block.mlp.lin2.bias[to] = weights[-1]
+
+
+def intensity_code(values: Tensor) -> Tensor:
+    """Cosine and sine of intensities [...] at each of the periods: [..., 4]."""
+    angles = [2 * pi / period * values.clamp(-BRIGHTEST, BRIGHTEST) for period in INTENSITY_PERIODS]
+    return CODE * torch.stack([wave for angle in angles for wave in (angle.cos(), angle.sin())], dim=-1)
 
 
 def cosines(edge: int, count: int) -> tuple[Tensor, Tensor]:

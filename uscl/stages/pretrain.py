@@ -20,9 +20,9 @@ from uscl.errors import InputError
 from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
 from uscl.prompting.pretraining import PretrainingClicks, pretraining_rollout, soft_dice_bce
 from uscl.seeds import derive_seed, run_seed, seeded_draw
+from uscl.stages import initial_weights
 from uscl.stages.common import check_checkpoint, configure_optimizers, data_preprocessing
 from uscl.stages.enlarge import load_smaller
-from uscl.stages.initial_weights import start_as_filter_bank, start_at_clicks
 from uscl.stages.muon import MATRICES, is_hidden_matrix
 from uscl.tuning.full import NEVER_USED
 
@@ -99,15 +99,20 @@ class PretrainModule(LightningModule):
 
     Args:
         backbone: configuration or variant name.
-        weights: checkpoint to go on from; null starts from random weights that know where clicks lie (see
-            :mod:`uscl.stages.initial_weights`).
+        weights: checkpoint to go on from; null starts from random weights.
         smaller: instead of ``weights``: those of the same model on smaller patches, to go on from.
+        start_at_clicks: without any weights: begin with masks of what is near the clicks and looks like them (see
+            :mod:`uscl.stages.initial_weights`; asks for a tenth of the usual learning rates). False leaves the random
+            weights as they are.
         clicks: how clicks are simulated.
         balance: how far the cross-entropy weighs inside and outside of each object alike, from 0 to 1 (see
             :func:`~uscl.prompting.pretraining.soft_dice_bce`).
         semantic_weight: weight of naming structures.
-        intensity_weight: weight of repeating intensities.
+        intensity_weight: weight of repeating intensities. Both need tokens of 8 voxels or more; without either, tokens
+            may have any size.
         val_clicks: numbers of clicks after which validation looks at Dice.
+        transformer_rate: factor on the learning rates of the decoder's attention and MLPs. What starts at clicks is
+            written down most exactly there, and the noise of few patches per step takes it apart.
         optimizer: null is AdamW with SAM-Med3D's settings; :class:`~uscl.stages.muon.MuonAdamW` gets further in
             as many steps.
         lr_scheduler: stepped after every step, not every epoch.
@@ -119,11 +124,13 @@ class PretrainModule(LightningModule):
         backbone: SamMed3DConfig | str = "mini",
         weights: str | None = None,
         smaller: str | None = None,
+        start_at_clicks: bool = True,
         clicks: PretrainingClicks = PretrainingClicks(),
         balance: float = 0.5,
         semantic_weight: float = 0.5,
         intensity_weight: float = 0.3,
         val_clicks: tuple[int, ...] = (1, 3, 5),
+        transformer_rate: float = 1.0,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int | None = None,
@@ -133,6 +140,7 @@ class PretrainModule(LightningModule):
             raise InputError("give weights or smaller, not both: training goes on from one of them")
         self.clicks, self.balance = clicks, balance
         self.semantic_weight, self.intensity_weight = semantic_weight, intensity_weight
+        self.transformer_rate = transformer_rate
         self.val_clicks = tuple(sorted(val_clicks))
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, run_seed(seed)
         # Built here, not in configure_model: Lightning's weight averaging copies the module before it calls that.
@@ -140,14 +148,17 @@ class PretrainModule(LightningModule):
         for name, parameter in self.net.named_parameters():
             # Several processes wait for the gradients of whatever is trainable.
             parameter.requires_grad_(not name.startswith(NEVER_USED))
-        if weights is None:
-            if smaller is None:
-                start_as_filter_bank(self.net)
-                start_at_clicks(self.net)
-            else:
-                load_smaller(self.net, smaller)
+        if smaller is not None:
+            load_smaller(self.net, smaller)
+        elif weights is None and start_at_clicks:
+            initial_weights.start_at_clicks(self.net)
         config = self.net.config
-        self.dense = DenseHead(config.prompt_dim, SEMANTIC_CLASSES, config.patch_size)
+        self.dense: DenseHead | None = None
+        if semantic_weight or intensity_weight:
+            if config.patch_size < 8:
+                raise InputError("model.semantic_weight and model.intensity_weight need tokens of 8 voxels or more, "
+                                 f"the backbone's have {config.patch_size}; set both to 0")  # fmt: skip
+            self.dense = DenseHead(config.prompt_dim, SEMANTIC_CLASSES, config.patch_size)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PretrainModule:
         """A copy, as weight averaging takes one, that shares the callables of the command line.
@@ -178,6 +189,8 @@ class PretrainModule(LightningModule):
         size = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/dice", dice, on_epoch=True, batch_size=size, sync_dist=True)
+        if self.dense is None:
+            return loss
         semantic, intensity = self.dense(embedding)
         cells = F.avg_pool3d(batch["image"], 4).clamp(-4, 4)
         # The sum: a mean over no cell at all, where no world of the batch is an anatomy, would be NaN.
@@ -207,10 +220,11 @@ class PretrainModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Over everything: hidden matrices apart; other layers with many inputs learn more slowly."""
         members: dict[tuple[bool, float], list[nn.Parameter]] = {}
-        for module in self.modules():
+        for name, module in self.named_modules():
+            rate = self.transformer_rate if name.startswith("net.mask_decoder.transformer") else 1.0
             for parameter in module.parameters(recurse=False):
                 matrix = is_hidden_matrix(module, parameter)
-                key = (matrix, 1.0 if matrix else learning_rate_factor(module, parameter))
+                key = (matrix, rate if matrix else rate * learning_rate_factor(module, parameter))
                 members.setdefault(key, []).append(parameter)
         groups = [{"params": parameters, MATRICES: matrix, "factor": factor}
                   for (matrix, factor), parameters in members.items()]  # fmt: skip
