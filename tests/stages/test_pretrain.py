@@ -147,6 +147,16 @@ def test_schedules_reach_both_optimizers():
     assert [group["lr"] for group in optimizer.param_groups] == [lr / 2 for lr in before]
 
 
+def test_the_transformer_of_the_decoder_can_learn_more_slowly():
+    module = make_module(optimizer=MuonAdamW, transformer_rate=0.1)
+    named = {id(parameter): name for name, parameter in module.named_parameters()}
+    rates = {named[id(p)]: group["lr"] for group in module.configure_optimizers().param_groups for p in group["params"]}
+    slow = {rate for name, rate in rates.items() if name.startswith("net.mask_decoder.transformer")}
+    assert sorted(slow) == pytest.approx([0.1 * 1e-3, 0.1 * 0.02])
+    assert rates["net.image_encoder.blocks.0.mlp.lin1.weight"] == 0.02
+    assert rates["net.mask_decoder.output_upscaling.0.bias"] == 1e-3
+
+
 def test_a_checkpoint_of_another_model_is_told(anatomies, make_trainer, tmp_path):
     latest = ModelCheckpoint(tmp_path, "last")
     make_trainer(1, enable_checkpointing=True, callbacks=[latest]).fit(make_module(), datamodule=make_data(anatomies))

@@ -214,7 +214,7 @@ def _mark(
     keys, bias = rows.clone(), torch.zeros(heads, width)
     # An own token is nothing but this after its norm, in either of its channels; its key is that plus itself.
     normed = _norm_scale(dim) * (dim / 2) ** 0.5
-    # What a token with the code of its intensity, and a norm over channels, makes of one standard deviation.
+    # Of the sum of the waves of intensity where two agree.
     curvature = sum((2 * pi / period) ** 2 for period in periods)
     for head, (near, alike, none) in enumerate(turn):
         agreement = 1 / (alike**2 * curvature)

@@ -102,8 +102,7 @@ class PretrainModule(LightningModule):
         weights: checkpoint to go on from; null starts from random weights.
         smaller: instead of ``weights``: those of the same model on smaller patches, to go on from.
         start_at_clicks: without any weights: begin with masks of what is near the clicks and looks like them (see
-            :mod:`uscl.stages.initial_weights`; asks for a tenth of the usual learning rates). False leaves the random
-            weights as they are.
+            :mod:`uscl.stages.initial_weights`). That asks for a tenth of the learning rates that suit random weights.
         clicks: how clicks are simulated.
         balance: how far the cross-entropy weighs inside and outside of each object alike, from 0 to 1 (see
             :func:`~uscl.prompting.pretraining.soft_dice_bce`).
@@ -124,7 +123,7 @@ class PretrainModule(LightningModule):
         backbone: SamMed3DConfig | str = "mini",
         weights: str | None = None,
         smaller: str | None = None,
-        start_at_clicks: bool = True,
+        start_at_clicks: bool = False,
         clicks: PretrainingClicks = PretrainingClicks(),
         balance: float = 0.5,
         semantic_weight: float = 0.5,
