@@ -21,6 +21,7 @@ How near the model comes to the formula: tests/stages/test_initial_weights.py.
 
 from __future__ import annotations
 
+import logging
 from itertools import product
 from math import pi
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from uscl.stages.initial_decoder import CODE, CONSTANT, Channels, alternating, p
 if TYPE_CHECKING:
     from uscl.backbone import SamMed3D
 
+log = logging.getLogger(__name__)
 INTENSITY_PERIODS = (8.0, 4.0)
 """Of the waves of intensity, standard deviations of the image."""
 BRIGHTEST = 3.6
@@ -54,9 +56,11 @@ def start_at_clicks(model: SamMed3D) -> None:
     """Starts a model so that masks are what is near the clicks and looks like them (see the module).
 
     Args:
-        model: with random weights; one without room for it (:func:`has_room`) is left alone.
+        model: with random weights; one without room for it (:func:`has_room`) is left alone, which is said.
     """
     if not has_room(model):
+        log.warning("start_at_clicks: the backbone is too narrow and keeps its random weights; it needs prompt_dim of "
+                    "48 or more, 24 per decoder head, and embed_dim of 16 or more")  # fmt: skip
         return
     channels = set_aside(model)
     _start_encoder(model, channels)
