@@ -230,7 +230,8 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     lines = figures(rows)
-    Console(width=170).print(f"weights: {trunk.weights}", table(lines))
+    weights = "untrained, starting at clicks" if arguments.weights == "start" else trunk.weights
+    Console(width=170).print(f"weights: {weights}", table(lines))
     if arguments.card:
         update_card(arguments.card, lines)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-from uscl.backbone import load_trunk
+from uscl.backbone import VARIANTS, load_trunk
 from uscl.data import Preprocessing
 from uscl.errors import InputError
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
@@ -160,8 +160,6 @@ def test_the_transformer_of_the_decoder_can_learn_more_slowly():
 def test_a_checkpoint_of_another_model_is_told(anatomies, make_trainer, tmp_path):
     latest = ModelCheckpoint(tmp_path, "last")
     make_trainer(1, enable_checkpointing=True, callbacks=[latest]).fit(make_module(), datamodule=make_data(anatomies))
-    from uscl.backbone import VARIANTS
-
     narrow = replace(VARIANTS["tiny"], decoder_mlp_dim=64)
     with pytest.raises(InputError, match=r"--ckpt_path: belongs to another model; net\.mask_decoder"):
         make_trainer(2, "other").fit(make_module(backbone=narrow), datamodule=make_data(anatomies),
@@ -169,8 +167,6 @@ def test_a_checkpoint_of_another_model_is_told(anatomies, make_trainer, tmp_path
 
 
 def test_training_starts_at_clicks_or_at_random():
-    from uscl.backbone import VARIANTS
-
     small = replace(VARIANTS["mini_fine"], image_size=32)
     options = {"backbone": small, "semantic_weight": 0, "intensity_weight": 0}
     started, random = (make_module(start_at_clicks=at, **options).net for at in (True, False))
@@ -180,8 +176,6 @@ def test_training_starts_at_clicks_or_at_random():
 
 
 def test_finer_tokens_have_no_dense_head():
-    from uscl.backbone import VARIANTS
-
     small = replace(VARIANTS["mini_fine"], image_size=32)
     assert make_module(backbone=small, semantic_weight=0, intensity_weight=0).dense is None
     with pytest.raises(InputError, match="tokens of 8 voxels or more, the backbone's have 4"):

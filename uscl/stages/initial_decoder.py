@@ -145,8 +145,8 @@ def start_decoder(model: SamMed3D, channels: Channels, periods: Sequence[float])
         nn.init.zeros_(layer.mlp.lin2.weight)
         nn.init.zeros_(layer.mlp.lin2.bias)
         heads = layer.cross_attn_image_to_token.num_heads
-        turn = [NEIGHBOURHOODS[(number * heads + head) % len(NEIGHBOURHOODS)] for head in range(heads)]
-        _mark(layer.cross_attn_image_to_token, channels, channels.marks[min(number, 1)], turn, periods, own_tokens)
+        kernels = [NEIGHBOURHOODS[(number * heads + head) % len(NEIGHBOURHOODS)] for head in range(heads)]
+        _mark(layer.cross_attn_image_to_token, channels, channels.marks[min(number, 1)], kernels, periods, own_tokens)
     _look(decoder.transformer.final_attn_token_to_image, channels, 0.1)
     dense: Any = model.prompt_encoder.mask_downscaling[-1]
     nn.init.zeros_(dense.weight)
@@ -202,13 +202,13 @@ def _mark(
     attention: DecoderAttention,
     channels: Channels,
     mark: Pair,
-    turn: Sequence[Neighbourhood],
+    kernels: Sequence[Neighbourhood],
     periods: Sequence[float],
     own_tokens: int,
 ) -> None:
     """The image is marked by the density of clicks: every head a kernel, the own tokens what stands for none."""
     inner, dim = attention.q_proj.weight.shape
-    heads = len(turn)
+    heads = len(kernels)
     width = inner // heads
     rows = torch.zeros(heads, width, dim)
     keys, bias = rows.clone(), torch.zeros(heads, width)
@@ -216,7 +216,7 @@ def _mark(
     normed = _norm_scale(dim) * (dim / 2) ** 0.5
     # Of the sum of the waves of intensity where two agree.
     curvature = sum((2 * pi / period) ** 2 for period in periods)
-    for head, (near, alike, none) in enumerate(turn):
+    for head, (near, alike, none) in enumerate(kernels):
         agreement = 1 / (alike**2 * curvature)
         rows[head, :6] = keys[head, :6] = (_sharpness(near) * width**0.5) ** 0.5 * channels.waves
         for number, pair in enumerate(channels.code):

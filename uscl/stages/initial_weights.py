@@ -46,9 +46,14 @@ UNITS = 64
 
 
 def has_room(model: SamMed3D) -> bool:
-    """Whether a model is wide enough: the decoder needs 12 channels per head of its cross-attention."""
+    """Whether a model is wide enough, and codes the places of clicks and of tokens alike."""
     config = model.config
-    return config.prompt_dim // 2 // config.decoder_heads >= 12 and config.prompt_dim >= 48 and config.embed_dim >= 16
+    return (
+        not config.published_positions
+        and config.prompt_dim // 2 // config.decoder_heads >= 12
+        and config.prompt_dim >= 48
+        and config.embed_dim >= 16
+    )
 
 
 @torch.no_grad()
@@ -59,8 +64,8 @@ def start_at_clicks(model: SamMed3D) -> None:
         model: with random weights; one without room for it (:func:`has_room`) is left alone, which is said.
     """
     if not has_room(model):
-        log.warning("start_at_clicks: the backbone is too narrow and keeps its random weights; it needs prompt_dim of "
-                    "48 or more, 24 per decoder head, and embed_dim of 16 or more")  # fmt: skip
+        log.warning("start_at_clicks: this backbone keeps its random weights; it needs published_positions=False, "
+                    "prompt_dim of 48 or more, 24 per decoder head, and embed_dim of 16 or more")  # fmt: skip
         return
     channels = set_aside(model)
     _start_encoder(model, channels)
