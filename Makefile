@@ -39,10 +39,7 @@ pretrain: .venv/installed ## train the embedded backbone again (an hour on two c
 	if [ ! -f "$$checkpoint" ] || grep -q '"status": "finished"' $$latest/run.json; then checkpoint=; fi; \
 	$(BIN)/uscl fit --config experiments/pretrain.yaml $${checkpoint:+--ckpt_path $$checkpoint}
 
-FINE := runs/pretrain_fine
-
-pretrain-fine: .venv/installed ## train mini_fine again, small patches first (half an hour on two cores); an interrupted half begins again
-	test -f $(FINE)_64/weights.safetensors || $(BIN)/uscl fit --config experiments/pretrain_fine_64.yaml --overwrite
+pretrain-fine: .venv/installed ## train mini_fine again (seven minutes on an H100; on two cores the better part of a day)
 	$(BIN)/uscl fit --config experiments/pretrain_fine.yaml
 
 STUDY := --data.root $(MINI)/data --data.study.patients 20 --data.study.sweeps_per_patient 2

@@ -83,10 +83,8 @@ def test_every_experiment_is_known_here():
 
 @pytest.mark.parametrize("config", PRETRAIN, ids=lambda file: file.stem)
 def test_pretraining_leaves_weights_that_the_other_stages_take(config, study, tmp_path):
-    save_weights(build_sam_med3d("tiny"), tmp_path / "smaller.safetensors")
-    goes_on = ["--model.smaller", str(tmp_path / "smaller.safetensors")] if config.stem == "pretrain_fine" else []
     args = [
-        "fit", "--config", str(config), *goes_on, "--model.backbone", "tiny",
+        "fit", "--config", str(config), "--model.backbone", "tiny",
         "--data.root", str(tmp_path / "anatomies"),
         "--data.torsos", "1", "--data.heads", "1", "--data.preprocessing.patch_size", "64",
         "--data.preprocessing.spacing", "[3, 3, 3]", "--data.batch_size", "2", "--data.patches_per_epoch", "4",
@@ -98,7 +96,7 @@ def test_pretraining_leaves_weights_that_the_other_stages_take(config, study, tm
     assert main(args) == 0
     header = (tmp_path / "pretrain/metrics.csv").read_text().splitlines()[0]
     assert all(name in header for name in ("train/loss", "train/dice", "val/dice_1", "val/dice"))
-    assert ("train/semantic" in header) == (config.stem == "pretrain")
+    assert "train/semantic" in header
     weights = tmp_path / "pretrain/weights.safetensors"
     args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
     args[args.index("--model.weights") + 1] = str(weights)

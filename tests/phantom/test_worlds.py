@@ -10,9 +10,9 @@ from uscl.errors import InputError
 from uscl.phantom.canvas import Anatomy
 from uscl.phantom.contrast import render
 from uscl.phantom.layouts.scans import draw_torso
-from uscl.phantom.pretraining import IGNORED, SHUFFLED, Curriculum, RenderedPatches, build_anatomies
+from uscl.phantom.pretraining import IGNORED, SHUFFLED, Curriculum, RenderedPatches, _z_score, build_anatomies
 from uscl.phantom.structures import Structure
-from uscl.phantom.worlds import HEAD_OBJECTS, TORSO_OBJECTS, body_world, members, shape_world
+from uscl.phantom.worlds import HEAD_OBJECTS, TORSO_OBJECTS, World, body_world, members, shape_world
 
 FLIPS = list(chain.from_iterable(combinations((1, 2, 3), n) for n in range(4)))
 PREPROCESSING = Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64)
@@ -28,6 +28,10 @@ def anatomies(tmp_path_factory):
     return build_anatomies(tmp_path_factory.mktemp("anatomies"), 1, 1, 0, 1)
 
 
+def body(torso: Anatomy, *options) -> World:
+    return body_world(torch.from_numpy(torso.structure), torso.voxel, *options)
+
+
 def stream(anatomies, seed: int = 0, **options) -> RenderedPatches:
     torsos, heads = anatomies
     curriculum = options.pop("curriculum", Curriculum(patches=10))
@@ -39,8 +43,8 @@ def test_patches_lie_as_volumes_are_prepared(torso):
     tables = members(TORSO_OBJECTS)
     found = 0
     for seed in range(40):
-        world = body_world(torso, tables, np.random.default_rng(seed), 64, 3.0)
-        places = {name: np.argwhere(world.mask(name)) for name in ("liver", "spleen", "spine", "heart")}
+        world = body(torso, tables, np.random.default_rng(seed), 64, 3.0)
+        places = {name: np.argwhere(world.masks([name])[0].numpy()) for name in ("liver", "spleen", "spine", "heart")}
         centre = {name: at.mean(0) for name, at in places.items() if len(at) > 300}
         if {"liver", "spleen", "spine"} <= centre.keys():
             assert centre["liver"][0] > centre["spleen"][0]
@@ -56,8 +60,8 @@ def test_objects_keep_their_size(torso):
     whole = np.isin(torso.structure, TORSO_OBJECTS["spleen"]).sum() * torso.voxel**3
     volumes = []
     for seed in range(40):  # patches large enough to hold all of it
-        world = body_world(torso, members(TORSO_OBJECTS), np.random.default_rng(seed), 64, 6.0)
-        mask = world.mask("spleen")
+        world = body(torso, members(TORSO_OBJECTS), np.random.default_rng(seed), 64, 6.0)
+        mask = world.masks(["spleen"])[0].numpy()
         if mask.any() and not any(mask.take(side, axis).any() for axis in range(3) for side in (0, -1)):
             volumes.append(mask.sum() * 6.0**3)
     assert len(volumes) > 10
@@ -67,8 +71,8 @@ def test_objects_keep_their_size(torso):
 def test_targets_are_often_off_centre(torso):
     distance = []
     for seed in range(30):
-        world = body_world(torso, members(TORSO_OBJECTS), np.random.default_rng(seed), 64, 3.0)
-        inside = np.argwhere(world.mask("liver"))
+        world = body(torso, members(TORSO_OBJECTS), np.random.default_rng(seed), 64, 3.0)
+        inside = np.argwhere(world.masks(["liver"])[0].numpy())
         if len(inside) > 300:
             distance.append(np.abs((inside.min(0) + inside.max(0)) / 2 - 31.5).max())
     assert np.mean(np.array(distance) > 10) > 0.3
@@ -83,21 +87,21 @@ def test_shapes_are_objects_of_their_own():
 
 
 def test_contrasts_differ_and_stay_finite(torso):
-    world = body_world(torso, members(TORSO_OBJECTS), np.random.default_rng(1), 64, 3.0)
-    liver, spleen = world.mask("liver"), world.mask("spleen")
+    world = body(torso, members(TORSO_OBJECTS), np.random.default_rng(1), 64, 3.0)
+    liver, spleen = world.masks(["liver"])[0], world.masks(["spleen"])[0]
     brighter = []
     for seed in range(30):
         image = render(world, np.random.default_rng(seed))
-        assert image.dtype == np.float32
-        assert np.isfinite(image).all()
+        assert image.dtype == torch.float32
+        assert image.isfinite().all()
         if liver.sum() > 300 and spleen.sum() > 300:
-            brighter.append(image[liver].mean() > image[spleen].mean())
+            brighter.append(float(image[liver].mean()) > float(image[spleen].mean()))
     assert len(brighter) == 0 or 0.1 < np.mean(brighter) < 0.9
 
 
 def test_ct_is_among_the_contrasts(torso):
     tables = members(TORSO_OBJECTS)
-    lowest = [render(body_world(torso, tables, np.random.default_rng(n), 64, 3.0), np.random.default_rng(n)).min()
+    lowest = [float(render(body(torso, tables, np.random.default_rng(n), 64, 3.0), np.random.default_rng(n)).min())
               for n in range(30)]  # fmt: skip
     assert 0.1 < np.mean(np.array(lowest) < -500) < 0.6
 
@@ -157,6 +161,14 @@ def test_semantic_names_what_the_cells_hold(anatomies):
                 agreeing.append(any(ids <= table for table in allowed))
     assert len(agreeing) > 10
     assert all(agreeing)
+
+
+@pytest.mark.parametrize("normalisation", ["z_score_positive", "z_score"])
+@pytest.mark.parametrize("image", [torch.linspace(-1000, 500, 4096).reshape(16, 16, 16), torch.zeros(16, 16, 16)])
+def test_patches_are_normalised_as_those_of_volumes(normalisation, image):
+    wanted = Preprocessing(patch_size=16, normalisation=normalisation).normalise(image.numpy(), (0, 0, 0), (16, 16, 16))
+    found = _z_score(image, normalisation == "z_score_positive")
+    assert np.allclose(found.numpy(), wanted, atol=1e-5)
 
 
 def test_small_objects_come_later():

@@ -6,15 +6,19 @@ from torch.nn import functional as F
 
 from uscl.backbone import build_sam_med3d
 from uscl.backbone.config import VARIANTS
-from uscl.stages.initial_decoder import MARKED, NEIGHBOURHOODS, set_aside
+from uscl.backbone.mask_decoder import cells_in_place
+from uscl.stages.initial_decoder import LEVELS, MARKED, NEIGHBOURHOODS, STEEP, set_aside
 from uscl.stages.initial_weights import cosines, intensity_code, start_at_clicks
 
 SIZE = 32
 
 
-def started(variant="mini_fine", size=SIZE):
+FINE = replace(VARIANTS["mini_fine"], image_size=SIZE, patch_size=4)
+
+
+def started(config=FINE):
     torch.manual_seed(0)
-    model = build_sam_med3d(replace(VARIANTS[variant], image_size=size)).eval()
+    model = build_sam_med3d(config).eval()
     start_at_clicks(model)
     return model
 
@@ -43,12 +47,12 @@ def test_marks_are_the_kernel_density_of_the_clicks():
     at = 4 * torch.arange(SIZE // 4) + 2.0
     places = torch.stack(torch.meshgrid(at, at, at, indexing="ij"), dim=-1)
     wanted = torch.zeros_like(tokens)
-    for near, alike, none in NEIGHBOURHOODS[:2]:
+    for near, alike, none in NEIGHBOURHOODS:
         distance = (places[..., None, :] - clicks[0] - 0.5).square().sum(-1)
         difference = tokens[..., None] - tokens[tuple((clicks[0] // 4).T)]
         density = torch.exp(-distance / 2 / near**2 - difference.square() / 2 / alike**2)
         on, beside = (density * labels[0]).sum(-1), (density * (1 - labels[0])).sum(-1)
-        wanted += (on - beside - none) / (on + beside + none) / 2
+        wanted += (on - beside - none) / (on + beside + none) / 4
     assert torch.corrcoef(torch.stack([marks, wanted.flatten()]))[0, 1] > 0.97
     assert ((marks > 0) == (wanted.flatten() > 0)).float().mean() > 0.9
     assert 20 < int((wanted > 0).sum()) < 400  # otherwise the line above says nothing
@@ -73,7 +77,7 @@ def test_an_untrained_model_segments_what_is_clicked():
 @pytest.mark.parametrize("variant", ["mini", "mini_fast", "mini_fine"])
 @pytest.mark.parametrize("value", [-7.0, -1.0, 0.3, 2.5])
 def test_the_embedding_holds_the_code_of_the_intensity(variant, value):
-    model = started(variant, 64)
+    model = started(replace(VARIANTS[variant], image_size=64))
     code = set_aside(model).code
     with torch.no_grad():
         embedding = model.encode_image(torch.full((1, 1, 64, 64, 64), value))[0, :, 1, 1, 1]
@@ -82,7 +86,7 @@ def test_the_embedding_holds_the_code_of_the_intensity(variant, value):
 
 
 @pytest.mark.parametrize(
-    "config", [VARIANTS["tiny"], replace(VARIANTS["mini_fine"], image_size=SIZE, published_positions=True)]
+    "config", [VARIANTS["tiny"], replace(FINE, published_positions=True)]
 )
 def test_models_without_room_are_left_alone(config, caplog):
     """Too narrow, or with dense positions that exchange two axes against the clicks'."""
@@ -92,6 +96,22 @@ def test_models_without_room_are_left_alone(config, caplog):
     start_at_clicks(model)
     assert "keeps its random weights" in caplog.text
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("patch_size", [4, 8])
+def test_cells_begin_compared_with_levels_of_intensity(patch_size):
+    model = started(replace(FINE, image_size=8 * patch_size, patch_size=patch_size))
+    image = F.interpolate(scene(), size=(8 * patch_size,) * 3, mode="trilinear")
+    seen = []
+    model.mask_decoder.output_upscaling.register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        points = (torch.full((1, 1, 3), 9), torch.ones(1, 1, dtype=torch.long))
+        model.decode(model.encode_image(image), points, torch.zeros(1, 1, SIZE, SIZE, SIZE))
+    shown = cells_in_place(seen[0].flatten(1, 2).transpose(1, 2).unflatten(2, (-1, 64)), (8, 8, 8))[0]
+    cells = F.avg_pool3d(image, patch_size // 4)[0, 0]
+    for number in (0, 1, 3):  # 0, -0.5 and -1; the rest of the decoder begins at random and makes noise
+        wanted = F.gelu(STEEP * (cells - LEVELS[number]))
+        assert torch.corrcoef(torch.stack([shown[4 + number].flatten(), wanted.flatten()]))[0, 1] > 0.75
 
 
 @pytest.mark.parametrize(("edge", "count"), [(4, 64), (8, 88), (2, 20)])

@@ -14,7 +14,7 @@ from uscl.errors import InputError
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
 from uscl.prompting.pretraining import PretrainingClicks
 from uscl.stages import PretrainModule, WeightsExport
-from uscl.stages.muon import MuonAdamW
+from uscl.stages.muon import Muon, MuonAdamW
 from uscl.stages.pretrain import DenseHead, Trapezoid
 
 
@@ -57,7 +57,8 @@ def test_all_of_the_backbone_trains(anatomies, make_trainer):
 def test_every_trainable_weight_gets_a_gradient_whatever_the_batch_holds(anatomies, anatomical):
     """Several processes wait for all of them, and for each other's logs."""
     data = make_data(anatomies)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
     data.prepare_data()
     batch = next(iter(data.train_dataloader()))
     if not anatomical:
@@ -137,6 +138,24 @@ def test_muon_takes_the_matrices_of_hidden_layers_alone():
     assert not torch.equal(module.get_parameter(bias), before[bias])
 
 
+def test_muon_takes_matrices_together_as_torch_takes_them_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4), (4, 6), (6, 4), (5, 5)]
+    ours, theirs = ([torch.zeros(shape, requires_grad=True) for shape in shapes] for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9}
+    optimizers = Muon([{"params": ours}], **options), torch.optim.Muon(theirs, **options)
+    for _ in range(3):
+        for pair in zip(ours, theirs, strict=True):
+            gradient = torch.randn(pair[0].shape, generator=generator)
+            for parameter in pair:
+                parameter.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=0.02, rtol=0)  # theirs is computed in bfloat16
+        assert other.abs().max() > 0.1
+
+
 def test_schedules_reach_both_optimizers():
     optimizer = make_module(optimizer=MuonAdamW).configure_optimizers()
     before = [group["lr"] for group in optimizer.param_groups]
@@ -167,7 +186,7 @@ def test_a_checkpoint_of_another_model_is_told(anatomies, make_trainer, tmp_path
 
 
 def test_training_starts_at_clicks_or_at_random():
-    small = replace(VARIANTS["mini_fine"], image_size=32)
+    small = replace(VARIANTS["mini_fine"], image_size=32, patch_size=4)
     options = {"backbone": small, "semantic_weight": 0, "intensity_weight": 0}
     started, random = (make_module(start_at_clicks=at, **options).net for at in (True, False))
     name = "prompt_encoder.point_embeddings.1.weight"
@@ -176,7 +195,7 @@ def test_training_starts_at_clicks_or_at_random():
 
 
 def test_finer_tokens_have_no_dense_head():
-    small = replace(VARIANTS["mini_fine"], image_size=32)
+    small = replace(VARIANTS["mini_fine"], image_size=32, patch_size=4)
     assert make_module(backbone=small, semantic_weight=0, intensity_weight=0).dense is None
     with pytest.raises(InputError, match="tokens of 8 voxels or more, the backbone's have 4"):
         make_module(backbone=small)

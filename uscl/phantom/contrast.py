@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from uscl.phantom.ct import PHASES, hounsfield_units
-from uscl.phantom.filters import gaussian_matrix
+from uscl.phantom.filters import gaussian_matrix, interpolate
 from uscl.phantom.mr import CONTRASTS, tissue_signal
 from uscl.phantom.structures import KIDNEYS, STRUCTURES, Structure
 from uscl.phantom.worlds import World
@@ -28,17 +27,19 @@ _ALIKE: tuple[tuple[Structure, ...], ...] = (
 """Parts of one thing: in random contrasts they mostly look much the same."""
 
 
-def render(world: World, random: np.random.Generator) -> NDArray[np.float32]:
-    """An image of a world.
+def render(world: World, random: np.random.Generator) -> Tensor:
+    """An image of a world, on the world's device. What is drawn depends on the kind of device too.
 
     Args:
         world: what is where.
         random: source of everything drawn.
 
     Returns:
-        Intensities [S, S, S]: Hounsfield units, or 0 to about 1000 as MR has them. Where a scan would have ended they
-        are 0, as in a padded patch.
+        Intensities, float32 [S, S, S]: Hounsfield units, or 0 to about 1000 as MR has them. Where a scan would have
+        ended they are 0, as in a padded patch.
     """
+    device = world.structure.device
+    fields = torch.Generator(device).manual_seed(int(random.integers(2**63)))
     kind = random.choice(["ct", "mr", "random"], p=[0.4, 0.3, 0.3]) if world.anatomical else "random"
     if kind == "ct":
         values = hounsfield_units(PHASES[int(random.integers(3))], random, spread=12)
@@ -53,15 +54,16 @@ def render(world: World, random: np.random.Generator) -> NDArray[np.float32]:
         values, noise = _random_values(random), random.uniform(0, 70)
         spread = random.uniform(0, 120) * random.random(STRUCTURES, dtype=np.float32)
     size = world.structure.shape[0]
-    ids = torch.from_numpy(world.structure).int()
-    image = torch.from_numpy(values)[ids]
-    image += torch.from_numpy(spread)[ids] * _smooth_noise(size, random, int(random.integers(size // 6, size // 2)))
+    ids = world.structure.int()
+    image = torch.from_numpy(values).to(device)[ids]
+    texture = _smooth_noise(size, fields, int(random.integers(size // 6, size // 2)))
+    image += torch.from_numpy(spread).to(device)[ids] * texture
     if kind == "random" and random.random() < 0.5:
-        image += random.uniform(0, 80) * _smooth_noise(size, random, int(random.integers(4, 12)))
+        image += random.uniform(0, 80) * _smooth_noise(size, fields, int(random.integers(4, 12)))
     image = _scanner_resolution(image, random)
     if kind != "ct" and random.random() < 0.8:
-        image *= torch.exp(random.uniform(0, 0.35) * _smooth_noise(size, random, int(random.integers(2, 5))))
-    image += noise * torch.from_numpy(random.standard_normal(image.shape, dtype=np.float32))
+        image *= torch.exp(random.uniform(0, 0.35) * _smooth_noise(size, fields, int(random.integers(2, 5))))
+    image += noise * torch.randn(image.shape, generator=fields, device=device)
     if kind == "mr":
         image.abs_()
     elif kind == "random":
@@ -70,8 +72,7 @@ def render(world: World, random: np.random.Generator) -> NDArray[np.float32]:
         image.clamp_(-1000, 1000)
     if kind != "ct" and random.random() < 0.4:  # published brain scans are black around the brain
         image[ids == 0] = 0
-    shown: NDArray[np.float32] = _end_of_scan(image, random).numpy()
-    return shown
+    return _end_of_scan(image, random)
 
 
 def _random_values(random: np.random.Generator) -> NDArray[np.float32]:
@@ -84,10 +85,9 @@ def _random_values(random: np.random.Generator) -> NDArray[np.float32]:
     return np.clip(values, 0, 1100).astype(np.float32)
 
 
-def _smooth_noise(size: int, random: np.random.Generator, points: int) -> Tensor:
+def _smooth_noise(size: int, fields: torch.Generator, points: int) -> Tensor:
     """Noise of about unit variance [size, size, size], interpolated from ``points`` values along each axis."""
-    coarse = torch.from_numpy(random.standard_normal((1, 1, points, points, points), dtype=np.float32))
-    return F.interpolate(coarse, size=(size,) * 3, mode="trilinear", align_corners=True)[0, 0].mul_(1.5)
+    return interpolate(torch.randn((points,) * 3, generator=fields, device=fields.device), size).mul_(1.5)
 
 
 def _scanner_resolution(image: Tensor, random: np.random.Generator) -> Tensor:

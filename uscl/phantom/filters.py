@@ -39,6 +39,14 @@ def linear_matrix(size: int, points: int, device: torch.device) -> Tensor:
     return (1 - (position - torch.arange(points)[None]).abs()).clamp_min(0).to(device)
 
 
+def interpolate(coarse: Tensor, size: int) -> Tensor:
+    """Trilinear interpolation of [..., x, y, z], its first and last points at the ends: [..., size, size, size]."""
+    for points in coarse.shape[-3:]:
+        matrix = linear_matrix(size, points, coarse.device)
+        coarse = torch.tensordot(coarse, matrix, dims=([coarse.ndim - 3], [1]))
+    return coarse
+
+
 def randn(seed: int, name: str, places: range, shape: torch.Size, device: torch.device) -> Tensor:
     """Normal noise [places, *shape]; each place has a stream of its own, in whatever company it is asked for."""
     generator = torch.Generator(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from numpy.typing import NDArray
 from rich.progress import track
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from uscl.data.patches import Preprocessing
@@ -24,7 +24,6 @@ from uscl.errors import InputError
 from uscl.phantom.brain import VOXEL as HEAD_VOXEL
 from uscl.phantom.brain import build_brain
 from uscl.phantom.canvas import VOXEL as TORSO_VOXEL
-from uscl.phantom.canvas import Anatomy
 from uscl.phantom.contrast import render
 from uscl.phantom.layouts.scans import draw_torso
 from uscl.phantom.worlds import HEAD_OBJECTS, TORSO_OBJECTS, World, body_world, members, shape_world
@@ -68,15 +67,15 @@ SHUFFLED = 64
 class _Rendered:
     world: World
     names: list[str]
-    image: NDArray[np.float16]
+    image: Tensor
 
 
 class RenderedPatches(Dataset[dict[str, Any]]):
     """Patch n of the stream: the same whoever asks for it and whenever.
 
-    An image takes longer to render than a small model to learn from, so each is used several times, with other objects
-    and other flips, spread over the patches of :data:`SHUFFLED` images. Readers keep that many images; more than one
-    worker therefore renders some of them more than once.
+    On a CPU an image takes longer to render than a small model to learn from, so each may be used several times, with
+    other objects and other flips, spread over the patches of :data:`SHUFFLED` images. Readers keep that many images;
+    more than one worker therefore renders some of them more than once.
 
     Args:
         torsos: files of anatomies.
@@ -86,15 +85,16 @@ class RenderedPatches(Dataset[dict[str, Any]]):
         curriculum: what comes when.
         seed: of the stream.
         uses: of every image.
+        device: that renders, and that patches come on; noise differs between kinds of devices.
     """
 
     def __init__(
         self, torsos: tuple[Path, ...], heads: tuple[Path, ...], preprocessing: Preprocessing, objects: int,
-        curriculum: Curriculum, seed: int, uses: int = 1,
+        curriculum: Curriculum, seed: int, uses: int = 1, device: torch.device = torch.device("cpu"),
     ) -> None:  # fmt: skip
         self.torsos, self.heads = torsos, heads
         self.preprocessing, self.objects, self.curriculum, self.seed = preprocessing, objects, curriculum, seed
-        self.uses = uses
+        self.uses, self.device = uses, device
         self._kept: dict[int, _Rendered] = {}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -112,14 +112,12 @@ class RenderedPatches(Dataset[dict[str, Any]]):
             chosen.insert(0, chosen.pop(chosen.index(rendered.world.middle)))
         chosen = chosen[: self.objects]
         chosen += [chosen[int(random.integers(len(chosen)))] for _ in range(self.objects - len(chosen))]
-        masks = np.stack([world.mask(name) for name in chosen])
-        flips = tuple(axis for axis in range(3) if random.random() < 0.15)
-        image = np.flip(rendered.image, flips).astype(np.float32)
-        semantic = np.flip(world.structure, flips)[4::8, 4::8, 4::8].astype(np.int64)
+        flips = [axis - 3 for axis in range(3) if random.random() < 0.15]
+        semantic = world.structure.flip(flips)[4::8, 4::8, 4::8].long()
         return {
-            "image": torch.from_numpy(image)[None],
-            "target": torch.from_numpy(np.ascontiguousarray(np.flip(masks, tuple(1 + axis for axis in flips)))),
-            "semantic": torch.from_numpy(semantic) if world.anatomical else torch.full(semantic.shape, IGNORED),
+            "image": rendered.image.flip(flips).float()[None],
+            "target": world.masks(chosen).flip(flips),
+            "semantic": semantic if world.anatomical else torch.full_like(semantic, IGNORED),
         }
 
     def image_of(self, number: int) -> int:
@@ -144,37 +142,46 @@ class RenderedPatches(Dataset[dict[str, Any]]):
             world = self._world(random, shapes)
             names = _worth_clicking(world, smallest / voxel_ml)
             if names:
-                shown = render(world, random)
-                shown = self.preprocessing.normalise(shown, (0, 0, 0), (shown.shape[0],) * 3)
-                return _Rendered(world, names, shown.astype(np.float16))
+                shown = _z_score(render(world, random), self.preprocessing.normalisation == "z_score_positive")
+                return _Rendered(world, names, shown.half())
         raise InputError(f"data: no object of {smallest:.1f} ml or more in {ATTEMPTS} patches of "
                          f"{self.preprocessing.patch_size} voxels; lower curriculum.smallest_ml")  # fmt: skip
 
     def _world(self, random: np.random.Generator, shapes: float) -> World:
         size, spacing = self.preprocessing.patch_size, self.preprocessing.spacing[0]
         if random.random() < shapes:
-            return shape_world(random, size)
+            return replace(world := shape_world(random, size), structure=world.structure.to(self.device))
         torso = random.random() < 0.7
         files = self.torsos if torso else self.heads
-        ids = load_structure(files[int(random.integers(len(files)))])
-        anatomy = Anatomy(ids, (0.0, 0.0, 0.0), TORSO_VOXEL if torso else HEAD_VOXEL)
-        return body_world(anatomy, members(TORSO_OBJECTS if torso else HEAD_OBJECTS), random, size, spacing)
+        ids = load_structure(files[int(random.integers(len(files)))], self.device)
+        voxel, objects = (TORSO_VOXEL, TORSO_OBJECTS) if torso else (HEAD_VOXEL, HEAD_OBJECTS)
+        return body_world(ids, voxel, members(objects), random, size, spacing)
 
 
 def _worth_clicking(world: World, smallest: float) -> list[str]:
     """Objects with enough voxels that do not fill the patch either."""
-    counts = np.bincount(world.structure.ravel(), minlength=256)
-    largest = 0.7 * world.structure.size
+    counts = torch.bincount(world.structure.flatten().int(), minlength=256).cpu().numpy()
+    largest = 0.7 * world.structure.numel()
     sizes = {name: counts[: len(table)][table].sum() for name, table in world.objects.items()}
     return [name for name, size in sizes.items() if smallest <= size <= largest]
 
 
-@lru_cache(maxsize=64)
-def load_structure(file: Path) -> NDArray[np.uint8]:
-    """Structure ids of an anatomy that :func:`build_anatomies` wrote."""
+def _z_score(image: Tensor, positive: bool) -> Tensor:
+    """What :meth:`Preprocessing.normalise` does to a patch without padding, on any device."""
+    sample = image[image > 0] if positive else image
+    if not sample.numel():
+        sample = image
+    # Sums of squares of millions of voxels.
+    variance, mean = torch.var_mean(sample.double())
+    scale = variance.sqrt().float()
+    return (image - mean.float()) / torch.where(scale > 0, scale, 1.0)
+
+
+@lru_cache(maxsize=256)
+def load_structure(file: Path, device: torch.device) -> Tensor:
+    """Structure ids of an anatomy that :func:`build_anatomies` wrote; about 5 MB each are kept."""
     with np.load(file) as arrays:
-        ids: NDArray[np.uint8] = arrays["structure"]
-    return ids
+        return torch.from_numpy(arrays["structure"]).to(device)
 
 
 def build_anatomies(folder: Path, torsos: int, heads: int, seed: int, workers: int) -> tuple[list[Path], list[Path]]:
@@ -226,7 +233,7 @@ class PretrainDataModule(LightningDataModule):
         uses: of every rendered image.
         patches_per_epoch: over all processes.
         val_patches: with one object each.
-        workers: processes that render.
+        workers: processes that render. None do on a GPU, which then renders what it trains on.
     """
 
     def __init__(
@@ -263,18 +270,25 @@ class PretrainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Patches of the epoch, shared out by process."""
-        patches = RenderedPatches(*self._anatomies(False), self.preprocessing, self.objects, self.curriculum,
-                                  self.seed, self.uses)  # fmt: skip
         trainer = cast(Trainer, self.trainer)
+        device, workers = self._renderers()
+        patches = RenderedPatches(*self._anatomies(False), self.preprocessing, self.objects, self.curriculum,
+                                  self.seed, self.uses, device)  # fmt: skip
         sampler = PatchNumbers(self.patches_per_epoch, trainer.global_rank, trainer.world_size)
-        return DataLoader(patches, self.batch_size, sampler=sampler, num_workers=self.workers, drop_last=True,
-                          persistent_workers=self.workers > 0)  # fmt: skip
+        return DataLoader(patches, self.batch_size, sampler=sampler, num_workers=workers, drop_last=True,
+                          persistent_workers=workers > 0)  # fmt: skip
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Patches of anatomies that training never meets, at the end of the curriculum, with one object each."""
         late = Curriculum(1, (0.0, 0.0), (5.0, 5.0))
-        patches = RenderedPatches(*self._anatomies(True), self.preprocessing, 1, late, self._held_seed)
-        return DataLoader(patches, 1, sampler=list(range(1, 1 + self.val_patches)), num_workers=self.workers)
+        device, workers = self._renderers()
+        patches = RenderedPatches(*self._anatomies(True), self.preprocessing, 1, late, self._held_seed, device=device)
+        return DataLoader(patches, 1, sampler=list(range(1, 1 + self.val_patches)), num_workers=workers)
+
+    def _renderers(self) -> tuple[torch.device, int]:
+        """Where patches are rendered, and by how many processes beside this one."""
+        device = cast(Trainer, self.trainer).strategy.root_device
+        return (device, 0) if device.type == "cuda" else (torch.device("cpu"), self.workers)
 
     def _anatomies(self, held_out: bool) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
         """Files of torsos and heads; those held out are an eighth as many."""

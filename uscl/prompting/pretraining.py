@@ -86,9 +86,8 @@ def pretraining_rollout(
         if step == 0 or bool(done.all()):
             new, is_object = _click(objects, share, None, generator)
         else:
-            wrong[done], allowed = share[done], wanted.clone()
-            allowed[done] = True
-            new, is_object = _click(objects, wrong, allowed, generator)
+            finished = done[:, None, None, None]
+            new, is_object = _click(objects, torch.where(finished, share, wrong), wanted | finished, generator)
         coords, labels = torch.cat([coords, new[:, None]], 1), torch.cat([labels, is_object[:, None]], 1)
         points = (coords, labels) if accumulate else (coords[:, -1:], labels[:, -1:])
         if step < count - learned:
@@ -144,11 +143,12 @@ def _share_of_cells(objects: Tensor, grid: int) -> Tensor:
 def _draw(weight: Tensor, generator: torch.Generator) -> Tensor:
     """An index [N] for every row of weights [N, n], in proportion to them; every row needs one above 0.
 
-    One random number a row: ``torch.multinomial`` draws as many as there are weights.
+    One random number a row: ``torch.multinomial`` draws as many as there are weights. Weights are shares of cells,
+    whose sums a double holds exactly, so that every device draws the same.
     """
-    below = weight.cpu().double().cumsum(1)
-    at = torch.rand(len(weight), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
-    return torch.searchsorted(below, at, right=True)[:, 0].clamp_max(weight.shape[1] - 1).to(weight.device)
+    below = weight.double().cumsum(1)
+    at = torch.rand(len(weight), 1, generator=generator, dtype=torch.float64).to(weight.device) * below[:, -1:]
+    return torch.searchsorted(below, at, right=True)[:, 0].clamp_max(weight.shape[1] - 1)
 
 
 def _click(

@@ -29,6 +29,13 @@ OWN = 8.0
 MARKED = 2.0
 """How strongly clicks mark the image."""
 
+CELL = 0.35
+"""Of the intensities of cells, between the layers that draw the mask."""
+LEVELS = (0.0, -0.5, 0.5, -1.0, 1.0, -1.7, 1.7, 2.5)
+"""Intensities, standard deviations of the image, that cells are compared with at the start."""
+STEEP = 2.0
+"""Of that comparison, per standard deviation."""
+
 
 class Neighbourhood(NamedTuple):
     """What an attention head counts as a neighbour of a click.
@@ -120,13 +127,14 @@ def set_aside(model: SamMed3D) -> Channels:
     )
 
 
-def start_decoder(model: SamMed3D, channels: Channels, periods: Sequence[float]) -> None:
+def start_decoder(model: SamMed3D, channels: Channels, periods: Sequence[float], cells: Tensor) -> None:
     """Starts prompt encoder and mask decoder.
 
     Args:
         model: with random weights, its frequencies set aside.
         channels: what :func:`set_aside` returned.
         periods: of the two waves of intensity, standard deviations.
+        cells: reads the intensities of cells off the first channels of detail [4, 4, 4, channels].
     """
     decoder: Any = model.mask_decoder
     _start_tokens(model, channels)
@@ -152,6 +160,8 @@ def start_decoder(model: SamMed3D, channels: Channels, periods: Sequence[float])
     nn.init.zeros_(dense.weight)
     nn.init.zeros_(dense.bias)
     _start_upscaling(decoder, channels)
+    if model.config.prompt_dim >= 80:
+        _show_cells(decoder, channels, cells)
 
 
 def _start_tokens(model: SamMed3D, channels: Channels) -> None:
@@ -261,6 +271,31 @@ def _start_upscaling(decoder: Any, channels: Channels) -> None:
         last.weight.mul_(0.1)
         nn.init.zeros_(last.bias)
         last.bias[:2] = torch.tensor([2.0, -2.0])
+
+
+def _show_cells(decoder: Any, channels: Channels, cells: Tensor) -> None:
+    """Every cell also begins with how far its own intensity exceeds each of :data:`LEVELS`.
+
+    What is brighter or darker than the object within a token can then be left out of the mask by a linear kernel. The
+    layers between see a cell of 2^3 cells: a pair of channels for the intensity of each.
+    """
+    first, _, _, second, _ = decoder.output_upscaling
+    count = cells.shape[3]
+    split = cells.reshape(2, 2, 2, 2, 2, 2, count).permute(6, 1, 3, 5, 0, 2, 4).reshape(count, 8, 2, 2, 2)
+    first.weight[:, 4:20] = 0
+    for number in range(8):
+        first.weight[channels.detail[:count], 4 + 2 * number] = CELL * split[:, number]
+        first.weight[channels.detail[:count], 5 + 2 * number] = -CELL * split[:, number]
+    levels = torch.tensor(LEVELS[: second.weight.shape[1] - 4])
+    shown = slice(4, 4 + len(levels))
+    second.weight[:, shown] = 0
+    for number in range(8):
+        x, y, z = number // 4, number // 2 % 2, number % 2
+        second.weight[4 + 2 * number, shown, x, y, z] = STEEP / CELL
+        second.weight[5 + 2 * number, shown, x, y, z] = -STEEP / CELL
+    second.bias[shown] = -STEEP * levels
+    for head in decoder.output_hypernetworks_mlps:
+        head.layers[-1].weight[shown] *= 0.1
 
 
 def pass_on(norm: Any, channels: Channels) -> None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from uscl.stages.initial_decoder import CODE, CONSTANT, Channels, alternating, pass_on, set_aside, start_decoder
 
@@ -68,12 +69,15 @@ def start_at_clicks(model: SamMed3D) -> None:
                     "prompt_dim of 48 or more, 24 per decoder head, and embed_dim of 16 or more")  # fmt: skip
         return
     channels = set_aside(model)
-    _start_encoder(model, channels)
-    start_decoder(model, channels, INTENSITY_PERIODS)
+    start_decoder(model, channels, INTENSITY_PERIODS, _start_encoder(model, channels))
 
 
-def _start_encoder(model: SamMed3D, channels: Channels) -> None:
-    """A bank of filters: constants, the code of the intensity, and the slowest cosines of every token."""
+def _start_encoder(model: SamMed3D, channels: Channels) -> Tensor:
+    """A bank of filters: constants, the code of the intensity, and the slowest cosines of every token.
+
+    Returns:
+        How to read the mean intensities of a token's 4^3 cells off the channels of detail [4, 4, 4, channels].
+    """
     encoder: Any = model.image_encoder
     edge, width = model.config.patch_size, model.config.embed_dim
     code = 2 * len(INTENSITY_PERIODS)
@@ -109,6 +113,9 @@ def _start_encoder(model: SamMed3D, channels: Channels) -> None:
     mix.weight[channels.coded, channels.coded, 1, 1, 1] = 1
     for norm in (first, second):
         pass_on(norm, channels)
+    cells = F.avg_pool3d(filters[: len(details), None], edge // 4)[:, 0]
+    gains[0] /= 4
+    return (cells / gains[: len(details), None, None, None]).permute(1, 2, 3, 0)
 
 
 def _code_intensity(block: Any, to: slice, intensity: int) -> None:

@@ -22,7 +22,6 @@ from uscl.prompting.pretraining import PretrainingClicks, pretraining_rollout, s
 from uscl.seeds import derive_seed, run_seed, seeded_draw
 from uscl.stages import initial_weights
 from uscl.stages.common import check_checkpoint, configure_optimizers, data_preprocessing
-from uscl.stages.enlarge import load_smaller
 from uscl.stages.muon import MATRICES, is_hidden_matrix
 from uscl.tuning.full import NEVER_USED
 
@@ -100,8 +99,7 @@ class PretrainModule(LightningModule):
     Args:
         backbone: configuration or variant name.
         weights: checkpoint to go on from; null starts from random weights.
-        smaller: instead of ``weights``: those of the same model on smaller patches, to go on from.
-        start_at_clicks: without any weights: begin with masks of what is near the clicks and looks like them (see
+        start_at_clicks: without weights: begin with masks of what is near the clicks and looks like them (see
             :mod:`uscl.stages.initial_weights`). That asks for a tenth of the learning rates that suit random weights.
         clicks: how clicks are simulated.
         balance: how far the cross-entropy weighs inside and outside of each object alike, from 0 to 1 (see
@@ -122,7 +120,6 @@ class PretrainModule(LightningModule):
         self,
         backbone: SamMed3DConfig | str = "mini",
         weights: str | None = None,
-        smaller: str | None = None,
         start_at_clicks: bool = False,
         clicks: PretrainingClicks = PretrainingClicks(),
         balance: float = 0.5,
@@ -135,8 +132,6 @@ class PretrainModule(LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if weights is not None and smaller is not None:
-            raise InputError("give weights or smaller, not both: training goes on from one of them")
         self.clicks, self.balance = clicks, balance
         self.semantic_weight, self.intensity_weight = semantic_weight, intensity_weight
         self.transformer_rate = transformer_rate
@@ -147,9 +142,7 @@ class PretrainModule(LightningModule):
         for name, parameter in self.net.named_parameters():
             # Several processes wait for the gradients of whatever is trainable.
             parameter.requires_grad_(not name.startswith(NEVER_USED))
-        if smaller is not None:
-            load_smaller(self.net, smaller)
-        elif weights is None and start_at_clicks:
+        if weights is None and start_at_clicks:
             initial_weights.start_at_clicks(self.net)
         config = self.net.config
         self.dense: DenseHead | None = None
