@@ -115,6 +115,19 @@ def test_a_patch_is_the_same_whoever_asks(anatomies):
     assert not torch.equal(first[7]["image"], stream(anatomies, seed=1)[7]["image"])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_renders_the_same_worlds(anatomies):
+    torsos, heads = anatomies
+    options = tuple(torsos), tuple(heads), PREPROCESSING, 3, Curriculum(patches=10), 0, 1
+    for number in range(4):
+        here, there = (RenderedPatches(*options, device=device)[number] for device in ("cpu", "cuda"))
+        assert there["image"].device.type == there["target"].device.type == "cuda"
+        assert (here["target"] == there["target"].cpu()).float().mean() > 0.999
+        assert (here["semantic"] == there["semantic"].cpu()).float().mean() > 0.999
+        # Other noise, but the same tissues.
+        assert torch.corrcoef(torch.stack([here["image"].flatten(), there["image"].cpu().flatten()]))[0, 1] > 0.5
+
+
 def test_every_image_is_used_as_often_as_asked_and_not_in_a_row(anatomies):
     patches = stream(anatomies, uses=3)
     shown = [patches.image_of(number) for number in range(3 * SHUFFLED * 2)]

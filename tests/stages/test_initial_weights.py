@@ -85,9 +85,7 @@ def test_the_embedding_holds_the_code_of_the_intensity(variant, value):
     torch.testing.assert_close(held, intensity_code(torch.tensor(value)), atol=0.1, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "config", [VARIANTS["tiny"], replace(FINE, published_positions=True)]
-)
+@pytest.mark.parametrize("config", [VARIANTS["tiny"], replace(FINE, published_positions=True)])
 def test_models_without_room_are_left_alone(config, caplog):
     """Too narrow, or with dense positions that exchange two axes against the clicks'."""
     torch.manual_seed(0)

@@ -90,11 +90,11 @@ class RenderedPatches(Dataset[dict[str, Any]]):
 
     def __init__(
         self, torsos: tuple[Path, ...], heads: tuple[Path, ...], preprocessing: Preprocessing, objects: int,
-        curriculum: Curriculum, seed: int, uses: int = 1, device: torch.device = torch.device("cpu"),
+        curriculum: Curriculum, seed: int, uses: int = 1, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         self.torsos, self.heads = torsos, heads
         self.preprocessing, self.objects, self.curriculum, self.seed = preprocessing, objects, curriculum, seed
-        self.uses, self.device = uses, device
+        self.uses, self.device = uses, torch.device(device)
         self._kept: dict[int, _Rendered] = {}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -150,7 +150,8 @@ class RenderedPatches(Dataset[dict[str, Any]]):
     def _world(self, random: np.random.Generator, shapes: float) -> World:
         size, spacing = self.preprocessing.patch_size, self.preprocessing.spacing[0]
         if random.random() < shapes:
-            return replace(world := shape_world(random, size), structure=world.structure.to(self.device))
+            world = shape_world(random, size)
+            return replace(world, structure=world.structure.to(self.device))
         torso = random.random() < 0.7
         files = self.torsos if torso else self.heads
         ids = load_structure(files[int(random.integers(len(files)))], self.device)

@@ -14,7 +14,8 @@ and is marked with
     (P - N - k) / (P + N + k),   P, N = sum over the clicks on, beside the object of
                                         exp(-|distance|^2 / 2 NEAR^2) exp(-(difference of intensity)^2 / 2 ALIKE^2)
 
-whose sign is the mask: the classifier by kernel density (Parzen window) of the clicks, over place and intensity. All
+whose sign is the mask: the classifier by kernel density (Parzen window) of the clicks, over place and intensity. Where
+the decoder has room (prompt_dim of 80 or more), cells finer than a token begin compared with levels of intensity. All
 weights stay free: training may undo any of this, and does at once at learning rates that suit random weights.
 How near the model comes to the formula: tests/stages/test_initial_weights.py.
 """
@@ -54,6 +55,7 @@ def has_room(model: SamMed3D) -> bool:
         and config.prompt_dim // 2 // config.decoder_heads >= 12
         and config.prompt_dim >= 48
         and config.embed_dim >= 16
+        and config.patch_size % 4 == 0
     )
 
 
@@ -66,7 +68,8 @@ def start_at_clicks(model: SamMed3D) -> None:
     """
     if not has_room(model):
         log.warning("start_at_clicks: this backbone keeps its random weights; it needs published_positions=False, "
-                    "prompt_dim of 48 or more, 24 per decoder head, and embed_dim of 16 or more")  # fmt: skip
+                    "prompt_dim of 48 or more, 24 per decoder head, embed_dim of 16 or more, and patch_size a "
+                    "multiple of 4")  # fmt: skip
         return
     channels = set_aside(model)
     start_decoder(model, channels, INTENSITY_PERIODS, _start_encoder(model, channels))
@@ -113,9 +116,11 @@ def _start_encoder(model: SamMed3D, channels: Channels) -> Tensor:
     mix.weight[channels.coded, channels.coded, 1, 1, 1] = 1
     for norm in (first, second):
         pass_on(norm, channels)
-    cells = F.avg_pool3d(filters[: len(details), None], edge // 4)[:, 0]
     gains[0] /= 4
-    return (cells / gains[: len(details), None, None, None]).permute(1, 2, 3, 0)
+    cells: Tensor = (
+        F.avg_pool3d(filters[: len(details), None], edge // 4)[:, 0] / gains[: len(details), None, None, None]
+    )
+    return cells.permute(1, 2, 3, 0)
 
 
 def _code_intensity(block: Any, to: slice, intensity: int) -> None:
