@@ -146,9 +146,10 @@ def _draw(weight: Tensor, generator: torch.Generator) -> Tensor:
     One random number a row: ``torch.multinomial`` draws as many as there are weights. Weights are shares of cells,
     whose sums a double holds exactly, so that every device draws the same.
     """
-    below = weight.double().cumsum(1)
-    at = torch.rand(len(weight), 1, generator=generator, dtype=torch.float64).to(weight.device) * below[:, -1:]
-    return torch.searchsorted(below, at, right=True)[:, 0].clamp_max(weight.shape[1] - 1)
+    counted = weight.cpu() if weight.device.type == "mps" else weight  # which knows no doubles
+    below = counted.double().cumsum(1)
+    at = torch.rand(len(weight), 1, generator=generator, dtype=torch.float64).to(below.device) * below[:, -1:]
+    return torch.searchsorted(below, at, right=True)[:, 0].clamp_max(weight.shape[1] - 1).to(weight.device)
 
 
 def _click(
