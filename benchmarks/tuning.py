@@ -1,8 +1,10 @@
-"""LoRA, AdaptFormer and full tuning side by side: time and memory of a training step.
+"""LoRA, AdaptFormer and full tuning, and LoRA on small patches, side by side: time and memory of a training step.
 
 The paper's paragraph on cost (section 3.3: 2.7 hours and 9.6 GB against 38.2 hours and 68.1 GB) on one machine and in
 one run. The methods take turns, every measurement in a process of its own; memory counts the weights, the optimiser's
-state and everything a step needs, but neither Python nor its libraries.
+state and everything a step needs, but neither Python nor its libraries. On small patches a step is that of
+experiments/lora_fine.yaml: eight patches of half the edge, six objects each, six clicks (the mean of 1 to 10), the last
+two of them learned from.
 
     python benchmarks/tuning.py [--variant mini] [--device cpu] [--batch 2] [--clicks 11] [--rounds 3] [--steps 3]
 """
@@ -22,13 +24,16 @@ from monai.losses.dice import DiceCELoss
 from rich.console import Console
 from rich.table import Table
 
-from uscl.backbone import build_sam_med3d
+from uscl.backbone import SamMed3D, build_sam_med3d
 from uscl.prompting import TrainingClicks, training_rollout
+from uscl.prompting.objects import ObjectClicks, objects_rollout, soft_dice_bce
 from uscl.seeds import seeded_draw
+from uscl.stages.small_patches import on_small_patches
 from uscl.tuning import AdaptFormer, FullTuning, LoRA, TuningMethod
 
+SMALL, SMALL_PATCHES, SMALL_OBJECTS = "LoRA, small patches", 8, 6
 METHODS: dict[str, TuningMethod] = {
-    "LoRA, rank 32": LoRA(rank=32), "AdaptFormer": AdaptFormer(), "full tuning": FullTuning(),
+    "LoRA, rank 32": LoRA(rank=32), "AdaptFormer": AdaptFormer(), "full tuning": FullTuning(), SMALL: LoRA(rank=32),
 }  # fmt: skip
 
 
@@ -42,21 +47,37 @@ def measure(name: str, variant: str, device: str, batch: int, clicks: int, steps
         METHODS[name].apply(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4)
-        size = model.config.image_size
-        image = torch.randn(batch, 1, size, size, size, generator=generator).to(device)
+        small = name == SMALL
+        size = model.config.image_size // 2 if small else model.config.image_size
+        image = torch.randn(SMALL_PATCHES if small else batch, 1, size, size, size, generator=generator).to(device)
         target = torch.zeros_like(image)
         target[..., size // 4 : size // 2, size // 4 : size // 2, size // 3 : size // 2] = 1
         loss = DiceCELoss(sigmoid=True, squared_pred=True)
         for number in range(steps + 1):
             begin = perf_counter()
-            total, _ = training_rollout(model, image, target, loss, TrainingClicks(clicks), seeded_draw("cost", number))
+            if small:
+                total = _on_small_patches(model, image, target > 0, number)
+            else:
+                draw = seeded_draw("cost", number)
+                total = training_rollout(model, image, target, loss, TrainingClicks(clicks), draw)[0]
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
             if device != "cpu":
                 torch.cuda.synchronize()
             seconds.append(perf_counter() - begin)
-    return {"seconds": median(seconds[1:]), "bytes": peak.bytes, "trained": sum(p.numel() for p in trained)}
+    objects = SMALL_PATCHES * SMALL_OBJECTS if small else batch
+    trained_count = sum(p.numel() for p in trained)
+    return {"seconds": median(seconds[1:]), "bytes": peak.bytes, "trained": trained_count, "objects": objects}
+
+
+def _on_small_patches(model: SamMed3D, image: torch.Tensor, target: torch.Tensor, number: int) -> torch.Tensor:
+    """The loss of one step on several objects of small patches."""
+    small = on_small_patches(model, image.shape[-1])
+    objects = target.expand(-1, SMALL_OBJECTS, -1, -1, -1)
+    generator = torch.Generator().manual_seed(number)
+    clicks = ObjectClicks(6, 6, 1.0, learned=2)
+    return objects_rollout(small, small.encode_image(image), objects, soft_dice_bce, clicks, generator)[0]
 
 
 def main() -> None:
@@ -84,13 +105,14 @@ def main() -> None:
     title = (f"{options.variant}, {options.device}, batch {options.batch}, {options.clicks} clicks, median of "
              f"{options.rounds} x {options.steps} steps")  # fmt: skip
     table = Table(title=title, caption="ratios are to LoRA")
-    for column in ("", "trained", "s per step", "ratio", "peak MiB", "ratio "):
+    for column in ("", "trained", "s per step", "ratio", "peak MiB", "ratio ", "s per object"):
         table.add_column(column, justify="right")
     base = middle["LoRA, rank 32"]
     for name, cost in middle.items():
         seconds, size = cost["seconds"], cost["bytes"]
         table.add_row(name, f"{cost['trained']:,.0f}", f"{seconds:.2f}", f"{seconds / base['seconds']:.2f}",
-                      f"{size / 2**20:.0f}", f"{size / base['bytes']:.2f}")  # fmt: skip
+                      f"{size / 2**20:.0f}", f"{size / base['bytes']:.2f}",
+                      f"{seconds / cost['objects']:.2f}")  # fmt: skip
     Console(width=120).print(table)
 
 

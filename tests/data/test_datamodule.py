@@ -111,6 +111,49 @@ def test_the_object_is_in_the_patch(study, centre):
     assert all(patches[number]["target"].sum() >= 20 for number in range(10))
 
 
+def test_several_objects_of_a_small_patch(study):
+    sampling = PatchSampling("foreground", minimum_foreground=20)
+    one, many = (module(study, sampling=sampling, train_patch_size=32, objects=count) for count in (1, 4))
+    for data in (one, many):
+        data.setup("fit")
+    single, several = (data.train_dataloader().dataset for data in (one, many))
+    shown = []
+    for number in range(12):
+        patch = several[number]
+        assert patch["image"].shape == (1, 32, 32, 32)
+        assert patch["target"].shape == (4, 32, 32, 32)
+        assert patch["target"].flatten(1).sum(1).min() >= 20
+        assert torch.equal(patch["image"], single[number]["image"]), "the objects asked for do not move the patch"
+        assert torch.equal(patch["target"][0], single[number]["target"][0])
+        shown.append(len(patch["target"].flatten(1).unique(dim=0)))
+    assert max(shown) > 1
+    assert next(iter(many.val_dataloader()))["image"].shape[-1] == 64, "validation looks at whole patches"
+    image = single[0]["image"]
+    inside = image[image > image.min()]
+    assert abs(inside.mean()) < 0.5, "normalised by itself"
+
+
+def test_labels_are_moved_with_the_image_by_augmentation(study):
+    """Several objects come from one moved label map: each is where it is when it is cut alone."""
+    sampling = PatchSampling("foreground", minimum_foreground=20, flip_probability=0.0)
+    turned = module(study, sampling=sampling, objects=3, augmentation=Augmentation(1.0, rotation=30.0))
+    still = module(study, sampling=sampling, objects=3)
+    for data in (turned, still):
+        data.setup("fit")
+    moved, plain = (data.train_dataloader().dataset[2] for data in (turned, still))
+    assert set(moved["target"].unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(moved["target"][0], plain["target"][0])
+    volumes = [patch["target"][0].sum() for patch in (moved, plain)]
+    assert 0.5 < volumes[0] / volumes[1] < 2
+
+
+def test_contrastive_patches_keep_their_size(study):
+    with pytest.raises(InputError, match=r"data\.objects and data\.train_patch_size are for training on labels"):
+        module(study, sampling=PatchSampling(centre="volume"), train_patch_size=32)
+    with pytest.raises(InputError, match=r"data\.objects must be at least 1, found 0"):
+        module(study, objects=0)
+
+
 def test_volume_patches_look_at_no_label(study, tmp_path):
     root = tmp_path / "unlabelled"
     shutil.copytree(study / "imagesTr", root / "imagesTr")

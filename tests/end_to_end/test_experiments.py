@@ -30,7 +30,7 @@ def test_what_is_simulated_by_default_is_what_the_experiments_read(kind, tmp_pat
     assert made == [replace(type(made[0])(), **options)]
 
 
-VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
+VERBS = {"vcl": "fit", "lora": "fit", "lora_fine": "fit", "eval_us": "test", "predict_us": "predict"}
 PRETRAIN = sorted(EXPERIMENTS.glob("pretrain*.yaml"))
 SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}
 DISTILL = EXPERIMENTS / "distill.yaml"
@@ -51,7 +51,7 @@ def small(config: Path, study: Path, folder: Path) -> list[str]:
     if "paper" not in config.parts:
         args += ["--data.study", json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64})]
     if VERBS[name] == "fit":
-        rank = "--model.tuning.rank" if name == "lora" else "--model.lora.rank"
+        rank = "--model.lora.rank" if name == "vcl" else "--model.tuning.rank"
         args += ["--trainer.max_epochs", "1", "--data.patches_per_epoch", "4", rank, "4"]
         args += ["--data.sampling.minimum_foreground", "20"]
     return args
@@ -66,6 +66,10 @@ def runs(study, tmp_path_factory):
         "lora": [
             "--model.vcl_adapter", str(folder / "vcl/adapter.safetensors"), "--model.clicks.count", "3",
             "--trainer.limit_val_batches", "2", "--model.val_clicks", "[1, 2]",
+        ],
+        "lora_fine": [
+            "--data.train_patch_size", "32", "--data.objects", "2", "--data.batch_size", "2",
+            "--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "1", "--model.val_clicks", "[1]",
         ],
         "eval_us": ["--model.adapter", str(folder / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"],
         "predict_us": ["--model.adapter", str(folder / "lora/adapter.safetensors")],
@@ -425,7 +429,7 @@ def test_optimizers_are_written_out(config):
     optimizer = yaml.safe_load(config.read_text())["model"]["init_args"].get("optimizer")
     if VERBS.get(config.stem) == "fit":
         assert set(optimizer["init_args"]) == {"lr", "betas", "eps", "weight_decay", "amsgrad"}
-    if config == PRETRAIN:
+    if config in PRETRAIN:
         assert set(optimizer["init_args"]) == {"lr", "matrix_lr", "momentum", "betas", "weight_decay"}
 
 

@@ -12,7 +12,7 @@ from uscl.backbone import VARIANTS, load_trunk
 from uscl.data import Preprocessing
 from uscl.errors import InputError
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
-from uscl.prompting.pretraining import PretrainingClicks
+from uscl.prompting.objects import ObjectClicks
 from uscl.stages import PretrainModule, WeightsExport
 from uscl.stages.muon import Muon, MuonAdamW
 from uscl.stages.pretrain import DenseHead, Trapezoid
@@ -34,7 +34,7 @@ def make_data(anatomies, **options) -> PretrainDataModule:
 
 def make_module(**options) -> PretrainModule:
     torch.manual_seed(0)  # of the auxiliary head; the command line seeds everything
-    options = {"backbone": "tiny", "clicks": PretrainingClicks(1, 2), "val_clicks": (1, 2), **options}
+    options = {"backbone": "tiny", "clicks": ObjectClicks(1, 2), "val_clicks": (1, 2), **options}
     return PretrainModule(**options)
 
 
@@ -63,7 +63,7 @@ def test_every_trainable_weight_gets_a_gradient_whatever_the_batch_holds(anatomi
     batch = next(iter(data.train_dataloader()))
     if not anatomical:
         batch["semantic"] = torch.full_like(batch["semantic"], -100)
-    module = make_module(clicks=PretrainingClicks(2, 2))
+    module = make_module(clicks=ObjectClicks(2, 2))
     logged = set()
     module.log = lambda name, value, **_: logged.add((name, bool(torch.as_tensor(value).isfinite())))
     module._trainer = SimpleNamespace(current_epoch=0, global_rank=0)

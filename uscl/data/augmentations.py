@@ -79,7 +79,7 @@ def augment(
     Args:
         image: intensities before normalisation [S, S, S], along the axes of the file: lateral, depth and frame of a
             sweep.
-        target: what belongs to it [S, S, S], bool, or None.
+        target: what belongs to it [S, S, S], a mask or a label map, or None.
         settings: how strongly.
         random: source of everything drawn.
 

@@ -40,6 +40,10 @@ class VolumeDataModule(LightningDataModule):
         root: the data folder.
         preprocessing: how every volume is prepared.
         sampling: where training patches are cut.
+        train_patch_size: edge of the patches to train on, voxels, where they are to be smaller than those of
+            ``preprocessing``, which validation and testing keep to. For stage 2.
+        objects: objects per training patch, for stage 2 with ``model.object_clicks``; a patch that shows fewer repeats
+            them.
         dataset: its layout: ``folder`` (plain, or an nnU-Net raw data set), ``amos``, ``totalsegmentator``,
             ``brats``, ``ultrasound`` (sweeps of any kind, listed in a manifest), or ``prepared`` for what ``uscl
             prepare`` wrote.
@@ -72,6 +76,8 @@ class VolumeDataModule(LightningDataModule):
         root: str,
         preprocessing: Preprocessing = Preprocessing(),
         sampling: PatchSampling = PatchSampling(),
+        train_patch_size: int | None = None,
+        objects: int = 1,
         dataset: Literal["folder", "amos", "totalsegmentator", "brats", "ultrasound", "prepared"] = "folder",
         modality: str | None = None,
         classes: list[str] | None = None,
@@ -90,9 +96,14 @@ class VolumeDataModule(LightningDataModule):
         prompts: str | None = None,
     ) -> None:
         super().__init__()
+        if objects < 1:
+            raise InputError(f"data.objects must be at least 1, found {objects}")
+        if sampling.centre == "volume" and (objects > 1 or train_patch_size is not None):
+            raise InputError("data.objects and data.train_patch_size are for training on labels; leave them out where "
+                             "data.sampling.centre is volume")  # fmt: skip
         self.root, self.dataset, self.modality = root, dataset, modality
         self.preprocessing = preprocessing
-        self.sampling = sampling
+        self.sampling, self.train_patch_size, self.objects = sampling, train_patch_size, objects
         self.classes = classes
         self.batch_size = batch_size
         self.patches_per_epoch = patches_per_epoch
@@ -155,7 +166,10 @@ class VolumeDataModule(LightningDataModule):
                 self._objects[split] = self._list_objects(split, cases)
 
     def train_dataloader(self) -> Loader:
-        """Batches ``image`` and ``target`` [B, 1, S, S, S]; without ``target`` where labels are not looked at."""
+        """Batches ``image`` [B, 1, S, S, S] and ``target`` [B, K, S, S, S] with K = ``objects``.
+
+        Without ``target`` where labels are not looked at.
+        """
         cases = self.data_set.in_split("train")
         cases_of: dict[str | None, Sequence[Case]] = {None: cases}
         length = len(cases)
@@ -169,7 +183,8 @@ class VolumeDataModule(LightningDataModule):
                 f"{length} patches per epoch do not fill one batch of {self.batch_size} on {self._world_size} "
                 "process(es); raise data.patches_per_epoch or lower data.batch_size"
             )
-        patches = TrainingPatches(self.store, cases_of, self.sampling, self.seed, self.augmentation)
+        patches = TrainingPatches(self.store, cases_of, self.sampling, self.seed, self.augmentation,
+                                  self.train_patch_size, self.objects)  # fmt: skip
         sampler = PatchNumbers(length, self._rank, self._world_size)
         return self._loader(patches, sampler, batch_size=self.batch_size, drop_last=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -53,13 +53,17 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         sampling: where to cut.
         seed: of the stream.
         augmentation: how to change what was cut.
+        size: edge of the patches, voxels; None for that of the preprocessing.
+        objects: K, objects per patch; one that shows fewer repeats them.
     """
 
     def __init__(
         self, store: PreparedStore, cases_of: Mapping[str | None, Sequence[Case]], sampling: PatchSampling, seed: int,
-        augmentation: Augmentation = Augmentation(),
+        augmentation: Augmentation = Augmentation(), size: int | None = None, objects: int = 1,
     ) -> None:  # fmt: skip
         self.store = store
+        size = size or store.preprocessing.patch_size
+        self.preprocessing, self.objects = replace(store.preprocessing, patch_size=size), objects
         self.cases_of = {key: tuple(cases) for key, cases in cases_of.items() if cases}
         self.sampling = sampling
         self.seed = seed
@@ -69,8 +73,8 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         """Patch ``number``.
 
         Returns:
-            ``image`` float32 [1, S, S, S] and ``case``; with labels also ``target``, float32 0/1 of the same shape, and
-            ``class_name``.
+            ``image`` float32 [1, S, S, S] and ``case``; with labels also ``target``, float32 0/1 [K, S, S, S], and
+            ``class_name``, the class of the first of the K objects, around which the patch was cut.
 
         Raises:
             InputError: no object large enough was met in many draws.
@@ -89,14 +93,14 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         )
 
     def _cut(self, case: Case, class_name: str | None, random: np.random.Generator) -> dict[str, Any] | None:
-        preprocessing, sampling = self.store.preprocessing, self.sampling
+        preprocessing, sampling, data_set = self.preprocessing, self.sampling, self.store.data_set
         size = preprocessing.patch_size
         prepared = self.store.get(case)
         label = None
         if class_name is None:
             corner = _corner_anywhere(prepared.image.shape, size, random)
         else:
-            label, ids = self.store.labelled(case)[1], self.store.data_set.classes[class_name]
+            label, ids = self.store.labelled(case)[1], data_set.classes[class_name]
             box = prepared.box(ids)
             if box is None:
                 return None
@@ -107,26 +111,37 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         shift = random.integers(-sampling.jitter, sampling.jitter + 1, 3)
         corner = (corner[0] + int(shift[0]), corner[1] + int(shift[1]), corner[2] + int(shift[2]))
         flips = tuple(axis for axis in range(3) if random.random() < sampling.flip_probability)
-        target = None
-        if label is not None and class_name is not None:
-            target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
-        image, target = _augmented(prepared.grid, preprocessing.cut(prepared.image, corner), target, self.augmentation,
-                                   random)  # fmt: skip
+        labelled = None if label is None else preprocessing.cut(label, corner)
+        image, labelled = _augmented(prepared.grid, preprocessing.cut(prepared.image, corner), labelled,
+                                     self.augmentation, random)  # fmt: skip
         image = preprocessing.normalise(image, corner, prepared.grid.shape)
-        patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))}
-        if target is not None:
+        patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))[None]}
+        if labelled is not None and class_name is not None:
+            target = data_set.mask(labelled, class_name)
             if np.count_nonzero(target) < sampling.minimum_foreground:
                 return None
-            patch["target"] = _as_tensor(np.flip(target, flips))
+            targets = [target, *self._others(labelled, class_name, random)]
+            targets += [targets[int(random.integers(len(targets)))] for _ in range(self.objects - len(targets))]
+            patch["target"] = torch.stack([_as_tensor(np.flip(one, flips)) for one in targets])
             patch["class_name"] = class_name
         return patch
 
+    def _others(self, labelled: Array, class_name: str, random: np.random.Generator) -> list[Array]:
+        """Objects to click on besides the one that a patch was cut for: large enough, and not all of it."""
+        if self.objects == 1:
+            return []
+        data_set = self.store.data_set
+        masks = [data_set.mask(labelled, name) for name in data_set.classes if name != class_name]
+        large = [mask for mask in masks
+                 if self.sampling.minimum_foreground <= np.count_nonzero(mask) < mask.size]  # fmt: skip
+        return [large[i] for i in random.permutation(len(large))[: self.objects - 1]]
+
 
 def _augmented(
-    grid: Grid, image: Array, target: Array | None, settings: Augmentation, random: np.random.Generator
+    grid: Grid, image: Array, labelled: Array | None, settings: Augmentation, random: np.random.Generator
 ) -> tuple[Array, Array | None]:
     """Augments a patch along the axes of its file: of a sweep, only these say where the probe is and where depth."""
-    own = None if target is None else grid.restore_axes(target)
+    own = None if labelled is None else grid.restore_axes(labelled)
     image, own = augment(grid.restore_axes(image), own, settings, random)
     return grid.orient(image), None if own is None else grid.orient(own)
 
@@ -163,4 +178,4 @@ def _corner_anywhere(shape: tuple[int, ...], size: int, random: np.random.Genera
 
 
 def _as_tensor(array: Array) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -24,7 +25,8 @@ from uscl.prompting import (
     evaluation_rollout,
     training_rollout,
 )
-from uscl.seeds import run_seed, seeded_draw
+from uscl.prompting.objects import ObjectClicks, objects_rollout, soft_dice_bce
+from uscl.seeds import derive_seed, run_seed, seeded_draw
 from uscl.stages.common import (
     announce_trunk,
     check_checkpoint,
@@ -33,6 +35,7 @@ from uscl.stages.common import (
     remember_trunk,
     warn_of_other_preprocessing,
 )
+from uscl.stages.small_patches import on_small_patches
 from uscl.tuning import Adapter, LoRA, TuningMethod, load_adapter, train_only, trainable_parameters
 from uscl.tuning.method import Part
 
@@ -43,8 +46,8 @@ class LoRASegModule(LightningModule):
     """Tunes encoder and mask decoder, by LoRA or otherwise, with simulated clicks; tests with any adapter, or none.
 
     Loss and clicks are SAM-Med3D's: the sum over the clicks of Dice with squared denominator plus binary
-    cross-entropy. Logged: ``train/loss`` (per click), ``val/dice_N`` at every N of ``val_clicks`` and ``val/dice``,
-    the last of them.
+    cross-entropy; with ``object_clicks`` they are those of stage 0. Logged: ``train/loss`` (per click), ``val/dice_N``
+    at every N of ``val_clicks`` and ``val/dice``, the last of them.
 
     Args:
         backbone: configuration or variant name.
@@ -56,7 +59,9 @@ class LoRASegModule(LightningModule):
             in, so that every cell of a sweep finds its own; empty is null.
         tuning: what to train: :class:`~uscl.tuning.LoRA`, :class:`~uscl.tuning.AdaptFormer` or
             :class:`~uscl.tuning.FullTuning`; null for the untouched backbone, which can be tested but not trained.
-        clicks: how clicks are simulated in training.
+        clicks: how clicks are simulated in training, on one object per patch.
+        object_clicks: how they are simulated on all objects of a patch at once (``data.objects``), on the decoder's own
+            grid: many more clicks in the same time. Null is ``clicks``.
         val_clicks: numbers of clicks after which validation looks at Dice.
         test_clicks: numbers of clicks after which a test scores; the paper's are 1, 3, 5 and 10.
         protocol: where a test's clicks go, what the model is shown of them, and which mask is scored.
@@ -75,6 +80,7 @@ class LoRASegModule(LightningModule):
         vcl_adapter: str | None = None,
         tuning: TuningMethod | None = LoRA(),
         clicks: TrainingClicks = TrainingClicks(),
+        object_clicks: ObjectClicks | None = None,
         val_clicks: tuple[int, ...] = (1, 5),
         test_clicks: tuple[int, ...] = (1, 3, 5, 10),
         protocol: ClickProtocol = ClickProtocol(),
@@ -95,7 +101,7 @@ class LoRASegModule(LightningModule):
         self.adapter_file = adapter
         self.vcl_adapter_file: str | None = None
         self.tuning = tuning
-        self.clicks = clicks
+        self.clicks, self.object_clicks = clicks, object_clicks
         self.val_clicks = tuple(sorted(val_clicks))
         self.test_clicks = tuple(sorted(test_clicks))
         self.protocol = protocol
@@ -167,11 +173,26 @@ class LoRASegModule(LightningModule):
     on_predict_start = on_test_start
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One step on patches and targets [B, 1, S, S, S]; the loss is the sum over the clicks."""
-        draw = seeded_draw("training", self.seed, self.current_epoch, batch_idx, self.global_rank)
-        loss, _ = training_rollout(self.net, batch["image"], batch["target"], self.loss, self.clicks, draw)
-        per_click = loss.detach() / self.clicks.count
-        self.log("train/loss", per_click, prog_bar=True, on_epoch=True, batch_size=len(batch["image"]), sync_dist=True)
+        """One step on patches [B, 1, s, s, s] and targets [B, K, s, s, s]; s is S or smaller.
+
+        Raises:
+            InputError: there are several objects per patch, and nothing says how to click on them.
+        """
+        image, target = batch["image"], batch["target"]
+        net = self.net if image.shape[-1] == self.net.config.image_size else on_small_patches(self.net, image.shape[-1])
+        key = ("training", self.seed, self.current_epoch, batch_idx, self.global_rank)
+        if self.object_clicks is not None:
+            generator = torch.Generator().manual_seed(derive_seed(*key))
+            loss, _ = objects_rollout(net, net.encode_image(image), target > 0, soft_dice_bce, self.object_clicks,
+                                      generator)  # fmt: skip
+            per_click = loss.detach()
+        elif target.shape[1] > 1:
+            raise InputError(f"data.objects is {target.shape[1]}: set model.object_clicks, which clicks on all of "
+                             "them, or data.objects 1")  # fmt: skip
+        else:
+            loss, _ = training_rollout(net, image, target, self.loss, self.clicks, seeded_draw(*key))
+            per_click = loss.detach() / self.clicks.count
+        self.log("train/loss", per_click, prog_bar=True, on_epoch=True, batch_size=len(image), sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

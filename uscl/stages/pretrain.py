@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from uscl.backbone import SamMed3D, SamMed3DConfig, load_trunk
 from uscl.errors import InputError
 from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
-from uscl.prompting.pretraining import PretrainingClicks, pretraining_rollout, soft_dice_bce
+from uscl.prompting.objects import ObjectClicks, objects_rollout, soft_dice_bce
 from uscl.seeds import derive_seed, run_seed, seeded_draw
 from uscl.stages import initial_weights
 from uscl.stages.common import check_checkpoint, configure_optimizers, data_preprocessing
@@ -103,7 +103,7 @@ class PretrainModule(LightningModule):
             :mod:`uscl.stages.initial_weights`). That asks for a tenth of the learning rates that suit random weights.
         clicks: how clicks are simulated.
         balance: how far the cross-entropy weighs inside and outside of each object alike, from 0 to 1 (see
-            :func:`~uscl.prompting.pretraining.soft_dice_bce`).
+            :func:`~uscl.prompting.objects.soft_dice_bce`).
         semantic_weight: weight of naming structures.
         intensity_weight: weight of repeating intensities. Both need tokens of 8 voxels or more; without either, tokens
             may have any size.
@@ -121,7 +121,7 @@ class PretrainModule(LightningModule):
         backbone: SamMed3DConfig | str = "mini",
         weights: str | None = None,
         start_at_clicks: bool = False,
-        clicks: PretrainingClicks = PretrainingClicks(),
+        clicks: ObjectClicks = ObjectClicks(),
         balance: float = 0.5,
         semantic_weight: float = 0.5,
         intensity_weight: float = 0.3,
@@ -177,7 +177,7 @@ class PretrainModule(LightningModule):
         generator = torch.Generator().manual_seed(seed)
         embedding = self.net.encode_image(batch["image"])
         loss_of = partial(soft_dice_bce, balance=self.balance)
-        loss, dice = pretraining_rollout(self.net, embedding, batch["target"], loss_of, self.clicks, generator)
+        loss, dice = objects_rollout(self.net, embedding, batch["target"], loss_of, self.clicks, generator)
         size = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/dice", dice, on_epoch=True, batch_size=size, sync_dist=True)

@@ -1,8 +1,7 @@
-"""Clicks for training from scratch: many objects of one image at once, at the resolution of the decoder's own masks.
+"""Training clicks on several objects of an image at once, at the resolution of the decoder's own masks.
 
-A model that starts from nothing needs many clicks on many objects more than it needs sharp edges. The image is encoded
-once for all its objects, and errors are looked for on the low-resolution grid, where a cell of 4^3 voxels counts as
-object where more than half of it is. A click then costs little beside the encoder; its voxel is still exact: it is
+The image is encoded once for all its objects, and errors are looked for on the low-resolution grid, where a cell counts
+as object where more than half of it is. A click then costs little beside the encoder; its voxel is still exact: it is
 drawn inside the cell, from the voxels that really are what the click says.
 """
 
@@ -23,8 +22,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class PretrainingClicks:
-    """How clicks are simulated when training from scratch.
+class ObjectClicks:
+    """How clicks are simulated on several objects at once.
 
     Attributes:
         fewest: clicks per step.
@@ -47,12 +46,12 @@ class PretrainingClicks:
             raise InputError(f"clicks.learned must be at least 1, or null for all; found {self.learned}")
 
 
-def pretraining_rollout(
+def objects_rollout(
     model: SamMed3D,
     embedding: Tensor,
     target: Tensor,
     loss: Loss,
-    clicks: PretrainingClicks,
+    clicks: ObjectClicks,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """One step's clicks on K objects of each of B images; gradients flow through all that are learned from.

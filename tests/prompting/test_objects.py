@@ -4,7 +4,7 @@ from torch import nn
 
 from uscl.backbone import build_sam_med3d
 from uscl.errors import InputError
-from uscl.prompting.pretraining import PretrainingClicks, _click, pretraining_rollout, soft_dice_bce
+from uscl.prompting.objects import ObjectClicks, _click, objects_rollout, soft_dice_bce
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_corrections_lie_where_the_mask_is_wrong_and_say_what_is_there(objects):
 def test_rollout_reaches_every_part_of_the_model(objects, all_shown):
     model = build_sam_med3d("tiny")
     embedding = model.encode_image(torch.randn(2, 1, 64, 64, 64))
-    clicks = PretrainingClicks(3, 3, all_shown=all_shown)
-    loss, dice = pretraining_rollout(model, embedding, objects, soft_dice_bce, clicks, generator())
+    clicks = ObjectClicks(3, 3, all_shown=all_shown)
+    loss, dice = objects_rollout(model, embedding, objects, soft_dice_bce, clicks, generator())
     loss.backward()
     assert 0 <= float(dice) <= 1
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
@@ -71,7 +71,7 @@ def test_one_click_equals_decode_by_hand(objects):
         losses.append((logits.detach(), share))
         return soft_dice_bce(logits, share)
 
-    pretraining_rollout(model, embedding, objects, keep, PretrainingClicks(1, 1, all_shown=1.0), generator(3))
+    objects_rollout(model, embedding, objects, keep, ObjectClicks(1, 1, all_shown=1.0), generator(3))
     rewound = generator(3)
     torch.randint(1, 2, (1,), generator=rewound)
     torch.rand(1, generator=rewound)
@@ -96,8 +96,8 @@ def test_clicks_that_are_not_learned_from_only_lead_there(objects):
             to.append(logits)
             return soft_dice_bce(logits, share)
 
-        clicks = PretrainingClicks(4, 4, all_shown=1.0, learned=learned)
-        loss, _ = pretraining_rollout(model, embedding, objects, keep, clicks, generator(3))
+        clicks = ObjectClicks(4, 4, all_shown=1.0, learned=learned)
+        loss, _ = objects_rollout(model, embedding, objects, keep, clicks, generator(3))
         assert loss.requires_grad
     assert [len(logits) for logits in seen.values()] == [4, 2, 4]
     for whole, short in zip(seen[None][2:], seen[2], strict=True):
@@ -118,9 +118,7 @@ def test_a_finished_object_gets_a_click_on_itself(objects):
             return (flat - 0.5) * 20, None
 
     model = Knows()
-    pretraining_rollout(
-        model, torch.zeros(2, 1), objects, soft_dice_bce, PretrainingClicks(3, 3, all_shown=1.0), generator()
-    )
+    objects_rollout(model, torch.zeros(2, 1), objects, soft_dice_bce, ObjectClicks(3, 3, all_shown=1.0), generator())
     coords, labels = model.points[-1]
     assert coords.shape == (6, 3, 3)
     assert labels.eq(1).all()
@@ -138,6 +136,6 @@ def test_loss_is_least_at_the_truth():
 
 def test_impossible_protocols():
     with pytest.raises(InputError, match="fewest"):
-        PretrainingClicks(3, 2)
+        ObjectClicks(3, 2)
     with pytest.raises(InputError, match=r"clicks\.learned must be at least 1"):
-        PretrainingClicks(learned=0)
+        ObjectClicks(learned=0)

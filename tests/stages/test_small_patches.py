@@ -1,0 +1,106 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from building import make_seg
+
+from uscl.backbone import VARIANTS, build_sam_med3d
+from uscl.backbone.attention import WindowAttention
+from uscl.errors import InputError
+from uscl.prompting.objects import ObjectClicks
+from uscl.stages.small_patches import on_small_patches
+from uscl.tuning import LoRA
+
+MIDDLE = slice(16, 48)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    made = build_sam_med3d(replace(VARIANTS["tiny"], published_positions=False)).eval()
+    for parameter in made.parameters():  # positions begin as zeros
+        torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def test_on_patches_of_its_own_size_it_is_the_model(model):
+    image = torch.randn(1, 1, 64, 64, 64)
+    assert torch.equal(on_small_patches(model, 64).encode_image(image), model.encode_image(image))
+
+
+def test_what_sees_single_tokens_answers_as_in_the_middle_of_the_large_patch():
+    """With windows of one token nothing looks further than the neck's convolution, which stays inside here."""
+    torch.manual_seed(0)
+    local = replace(VARIANTS["tiny"], patch_size=8, window_size=1, global_attention_blocks=())
+    model = build_sam_med3d(local).eval()
+    torch.nn.init.normal_(model.image_encoder.pos_embed)
+    image = torch.randn(1, 1, 64, 64, 64)
+    small = on_small_patches(model, 32).encode_image(image[..., MIDDLE, MIDDLE, MIDDLE].contiguous())
+    inner = (..., slice(1, -1), slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(small[inner], model.encode_image(image)[..., 2:-2, 2:-2, 2:-2][inner])
+
+
+def test_places_of_tokens_and_clicks_are_those_in_the_middle_of_the_large_patch(model):
+    small = on_small_patches(model, 32)
+    dense = model.prompt_encoder.dense_positions()[..., 1:3, 1:3, 1:3]
+    torch.testing.assert_close(small.prompt_encoder.dense_positions(), dense)
+    click, on = torch.tensor([[[3, 30, 17]]]), torch.ones(1, 1, dtype=torch.long)
+    there, _ = model.prompt_encoder((click + 16, on), None, 1)
+    here, _ = small.prompt_encoder((click, on), None, 1)
+    torch.testing.assert_close(here[:, 0], there[:, 0])
+
+
+def test_relative_positions_keep_their_distance(model):
+    pairs = zip(on_small_patches(model, 32).image_encoder.modules(), model.image_encoder.modules(), strict=True)
+    compared = 0
+    for small, large in pairs:
+        if isinstance(small, WindowAttention):
+            assert isinstance(large, WindowAttention)
+            found, wanted = small.rel_pos_d, large.rel_pos_d
+            cut = (len(wanted) - len(found)) // 2
+            assert torch.equal(found, wanted[cut : len(wanted) - cut])
+            assert len(found) == (3 if small.window_size == 0 else len(wanted))
+            compared += small.window_size == 0
+    assert compared == 2
+
+
+def test_it_shares_every_weight_with_the_model_and_leaves_it_as_it_was(model):
+    LoRA(rank=2).insert(model, "encoder")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    small = on_small_patches(model, 32)
+    embedding = small.encode_image(torch.randn(1, 1, 32, 32, 32))
+    points = torch.tensor([[[3, 4, 5]]]), torch.ones(1, 1, dtype=torch.long)
+    logits, _ = small.decode(embedding, points, torch.zeros(1, 1, 8, 8, 8))
+    assert logits.shape == (1, 1, 8, 8, 8)
+    logits.square().mean().backward()
+    names = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {"image_encoder.pos_embed", "image_encoder.blocks.1.attn.rel_pos_w"} <= names
+    assert any(".lora_B" in name for name in names)
+    gradient = model.image_encoder.pos_embed.grad
+    assert gradient[:, 1:3, 1:3, 1:3].abs().sum() > 0
+    assert gradient[:, 0].abs().sum() == 0
+    assert model.config.image_size == 64
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [80, 48, 40])
+def test_other_sizes_are_refused(model, size):
+    with pytest.raises(InputError, match=r"data\.train_patch_size|multiple of patch_size"):
+        on_small_patches(model, size)
+
+
+def test_stage_2_trains_on_several_objects_of_small_patches(study, make_trainer, tmp_path):
+    from uscl.data import PatchSampling, Preprocessing, VolumeDataModule
+
+    data = VolumeDataModule(
+        str(study), Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
+        PatchSampling("foreground", minimum_foreground=20), train_patch_size=32, objects=3, patches_per_epoch=4,
+    )  # fmt: skip
+    module = make_seg(object_clicks=ObjectClicks(1, 2, 1.0))
+    make_trainer(1, limit_val_batches=1).fit(module, datamodule=data)
+    tuned = module.adapter().tensors
+    assert tuned
+    assert all(value.abs().sum() > 0 for name, value in tuned.items() if name.endswith("lora_B"))
+    with pytest.raises(InputError, match=r"data\.objects is 3: set model\.object_clicks"):
+        make_trainer(1, "other", limit_val_batches=1).fit(make_seg(), datamodule=data)
