@@ -3,8 +3,10 @@ import pytest
 from data.test_patches import COPIES, rearranged
 
 from uscl.data.patches import Preprocessing
+from uscl.data.sweeps import SweepReading
 from uscl.data.volume import Volume
 from uscl.errors import InputError
+from uscl.phantom.video import write_frames
 from uscl.serving import Predictor
 
 
@@ -57,6 +59,21 @@ def test_volume_in_millilitres(predictor, volume):
     prediction = predictor.segment([((20, 25, 15), True)])
     assert prediction.volume_ml == pytest.approx(prediction.mask.array.sum() * 1.1 * 0.8 * 2.0 / 1000)
     assert prediction.mask.array.dtype == np.uint8
+
+
+def test_no_millilitres_where_distances_are_assumed(predictor, tmp_path):
+    frames = np.random.default_rng(0).integers(20, 200, (12, 40, 60), dtype=np.uint8)
+    write_frames(tmp_path / "clip", frames, range(12))
+    found = {}
+    for name, reading in {
+        "assumed": SweepReading(spacing="assumed", step="assumed"), "known": SweepReading(spacing=(0.5, 0.5), step=2.0),
+    }.items():  # fmt: skip
+        predictor.set_image(tmp_path / "clip", reading)
+        found[name] = predictor.segment([((30, 20, 6), True)])
+    assert found["assumed"].volume_ml is None
+    assert found["known"].volume_ml == pytest.approx(found["known"].mask.array.sum() * 0.5 / 1000)
+    with pytest.raises(InputError, match="spacing"):
+        predictor.set_image(tmp_path / "clip")
 
 
 def test_misuse(predictor, volume):

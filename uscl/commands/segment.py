@@ -67,8 +67,9 @@ def segment(
         log.warning("The mask reaches the border of its patch; the object may go on beyond it")
     write_volume(target, prediction.mask, overwrite)
     size = f"{prediction.mask.array.sum()} voxels"
-    if not is_assumed(Path(image).expanduser(), reading):  # millilitres of nothing
-        size = f"{prediction.volume_ml:.1f} ml, {size}"
+    millilitres = prediction.volume_ml
+    if millilitres is not None and not is_assumed(Path(image).expanduser(), reading):  # else they are of nothing
+        size = f"{millilitres:.1f} ml, {size}"
     log.info("%s: %s. %s", target, size, DISCLAIMER)
     if picture is not None:
         grid = predictor.preprocessing.grid(volume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from uscl.backbone import EMBEDDED, SamMed3DConfig, Trunk, load_trunk
 from uscl.data.evaluation_patches import place_patch
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import Point
-from uscl.data.sweeps import read_sweep
+from uscl.data.sweeps import SweepReading, is_assumed, read_sweep
 from uscl.data.volume import Volume
 from uscl.errors import InputError
 from uscl.prompting import Click, SamMed3DSegmenter
@@ -25,12 +26,12 @@ class Prediction:
 
     Attributes:
         mask: uint8, 1 where the object is, on the grid of the volume that was given.
-        volume_ml: volume of the mask, millilitres.
+        volume_ml: volume of the mask, millilitres; None where the distances of a sweep were assumed.
         cut_short: the mask reaches a face of the patch inside the volume, so the object may go on beyond it.
     """
 
     mask: Volume
-    volume_ml: float
+    volume_ml: float | None
     cut_short: bool
 
 
@@ -74,15 +75,24 @@ class Predictor:
         self.device = device
         self._segmenter = SamMed3DSegmenter(self.trunk.model.to(device).eval())
         self._volume: Volume | None = None
+        self._measured = True
         self._encoded: tuple[int, int, int] | None = None
 
-    def set_image(self, image: Volume | str | os.PathLike[str]) -> None:
+    def set_image(self, image: Volume | str | os.PathLike[str], reading: SweepReading = SweepReading()) -> None:
         """Takes the volume to segment.
+
+        Args:
+            image: a volume, whose spacing is taken for what it says, or the file or folder of a volume or sweep.
+            reading: what the file of a sweep does not know.
 
         Raises:
             InputError: the file cannot be used (see :func:`uscl.data.read_sweep`).
         """
-        self._volume = image if isinstance(image, Volume) else read_sweep(image)
+        if isinstance(image, Volume):
+            self._volume, self._measured = image, True
+        else:
+            self._volume = read_sweep(image, reading)
+            self._measured = not is_assumed(Path(image).expanduser(), reading)
         self._encoded = None
 
     def segment(self, points: Sequence[Point]) -> Prediction:
@@ -107,8 +117,9 @@ class Predictor:
         logits = self._segmenter.segment([Click(index, foreground) for index, foreground in patch["points"]])
         grid, corner, values = patch["grid"], patch["corner"], logits.float().cpu().numpy()
         mask = grid.restore(values, corner)
+        voxel_ml = float(np.prod(self._volume.spacing)) / 1000
         return Prediction(
             mask=self._volume.with_array(mask),
-            volume_ml=float(mask.sum() * np.prod(self._volume.spacing) / 1000),
+            volume_ml=float(mask.sum() * voxel_ml) if self._measured else None,
             cut_short=grid.cut_short(values > 0, corner),
         )
