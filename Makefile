@@ -7,7 +7,7 @@ MINI := runs/mini-study
 DATA := --data.root $(DEMO)/data --data.study.patients 6 --data.study.sweeps_per_patient 2
 FAST := --trainer.enable_model_summary false
 
-.PHONY: help install demo pretrain pretrain-fine reproduce-mini ablation tables test test-minimum lint clean
+.PHONY: help install demo pretrain pretrain-fine reproduce-mini reproduce-fine ablation tables test test-minimum lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -60,6 +60,20 @@ reproduce-mini: .venv/installed ## what stages 1 and 2 do for the embedded backb
 	  --model.adapter $(MINI)/lora/adapter.safetensors
 	$(BIN)/python benchmarks/compare.py "LoRA from random weights=$(MINI)/test-random/rows.csv" \
 	  "embedded, untouched=$(MINI)/test-untouched/rows.csv" "embedded, VCL and LoRA=$(MINI)/test/rows.csv" --out $(MINI)/table.md
+
+FINE := runs/fine-study
+FINE_STUDY := --data.root $(FINE)/data --data.study.patients 20 --data.study.sweeps_per_patient 2
+
+reproduce-fine: .venv/installed ## the same for mini_fine, stage 2 alone, on small patches; an hour on two cores; replaces runs/fine-study
+	@if [ -d $(FINE) ]; then echo "replacing the study of an earlier run in $(FINE)"; rm -rf $(FINE); fi
+	$(BIN)/uscl simulate ultrasound --out $(FINE)/data --patients 20 --workers 2
+	$(BIN)/uscl fit --config experiments/lora_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/lora
+	$(BIN)/uscl test --config experiments/eval_us.yaml $(FINE_STUDY) --trainer.default_root_dir $(FINE)/test-untouched \
+	  --model.backbone mini_fine
+	$(BIN)/uscl test --config experiments/eval_us.yaml $(FINE_STUDY) --trainer.default_root_dir $(FINE)/test \
+	  --model.adapter $(FINE)/lora/adapter.safetensors
+	$(BIN)/python benchmarks/compare.py "mini_fine, untouched=$(FINE)/test-untouched/rows.csv" \
+	  "mini_fine, LoRA=$(FINE)/test/rows.csv" --out $(FINE)/table.md
 
 ABLATION := runs/ablation
 SMALL := --config experiments/ablation/testing.yaml

@@ -67,8 +67,8 @@ def measure(name: str, variant: str, device: str, batch: int, clicks: int, steps
                 torch.cuda.synchronize()
             seconds.append(perf_counter() - begin)
     objects = SMALL_PATCHES * SMALL_OBJECTS if small else batch
-    trained_count = sum(p.numel() for p in trained)
-    return {"seconds": median(seconds[1:]), "bytes": peak.bytes, "trained": trained_count, "objects": objects}
+    count = sum(p.numel() for p in trained)
+    return {"seconds": median(seconds[1:]), "bytes": peak.bytes, "trained": count, "objects": objects}
 
 
 def _on_small_patches(model: SamMed3D, image: torch.Tensor, target: torch.Tensor, number: int) -> torch.Tensor:

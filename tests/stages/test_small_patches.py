@@ -6,10 +6,11 @@ from building import make_seg
 
 from uscl.backbone import VARIANTS, build_sam_med3d
 from uscl.backbone.attention import WindowAttention
+from uscl.data import PatchSampling, Preprocessing, VolumeDataModule
 from uscl.errors import InputError
 from uscl.prompting.objects import ObjectClicks
 from uscl.stages.small_patches import on_small_patches
-from uscl.tuning import LoRA
+from uscl.tuning import AdaptFormer, FullTuning, LoRA
 
 MIDDLE = slice(16, 48)
 
@@ -90,17 +91,27 @@ def test_other_sizes_are_refused(model, size):
         on_small_patches(model, size)
 
 
-def test_stage_2_trains_on_several_objects_of_small_patches(study, make_trainer, tmp_path):
-    from uscl.data import PatchSampling, Preprocessing, VolumeDataModule
+@pytest.mark.parametrize("tuning", [LoRA(rank=4), AdaptFormer(width=4), FullTuning()], ids=lambda t: type(t).__name__)
+def test_stage_2_trains_on_several_objects_of_small_patches(tuning, study, make_trainer):
+    data = small_patches(study)
+    module = make_seg(tuning=tuning, object_clicks=ObjectClicks(1, 2, 1.0))
+    module.configure_model()
+    before = {name: value.clone() for name, value in module.net.state_dict().items()}
+    make_trainer(1, limit_val_batches=1).fit(module, datamodule=data)
+    moved = {name for name, value in module.net.state_dict().items() if not torch.equal(value, before[name])}
+    trained = {name for name, parameter in module.net.named_parameters() if parameter.requires_grad}
+    unused = {name for name in trained if "hypernetworks_mlps" in name and "mlps.0." not in name}
+    assert moved - unused == trained - unused, "all of what is trained, and nothing else"
+    assert {name.split(".")[0] for name in moved} >= {"image_encoder", "mask_decoder"}
 
-    data = VolumeDataModule(
+
+def test_several_objects_need_their_clicks(study, make_trainer):
+    with pytest.raises(InputError, match=r"data\.objects is 3: set model\.object_clicks"):
+        make_trainer(1, limit_val_batches=1).fit(make_seg(), datamodule=small_patches(study))
+
+
+def small_patches(study) -> VolumeDataModule:
+    return VolumeDataModule(
         str(study), Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
         PatchSampling("foreground", minimum_foreground=20), train_patch_size=32, objects=3, patches_per_epoch=4,
     )  # fmt: skip
-    module = make_seg(object_clicks=ObjectClicks(1, 2, 1.0))
-    make_trainer(1, limit_val_batches=1).fit(module, datamodule=data)
-    tuned = module.adapter().tensors
-    assert tuned
-    assert all(value.abs().sum() > 0 for name, value in tuned.items() if name.endswith("lora_B"))
-    with pytest.raises(InputError, match=r"data\.objects is 3: set model\.object_clicks"):
-        make_trainer(1, "other", limit_val_batches=1).fit(make_seg(), datamodule=data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -38,28 +38,29 @@ def on_small_patches(model: SamMed3D, size: int) -> SamMed3D:
     if size > model.config.image_size or (model.config.grid_size - config.grid_size) % 2:
         raise InputError(f"data.train_patch_size is {size}; the backbone takes {model.config.image_size}, from which "
                          f"an even number of tokens of {config.patch_size} voxels can be taken off")  # fmt: skip
-    small: Any = _copied(model)
+    small = _copied(model)
     small.config = config
-    small.image_encoder.image_size = small.prompt_encoder.image_size = size
-    small.prompt_encoder.grid_size = config.grid_size
-    _show(small.image_encoder, "pos_embed", (1, 2, 3), config.grid_size)
-    for module in small.image_encoder.modules():
+    encoder, prompts = small.image_encoder, small.prompt_encoder
+    encoder.image_size = prompts.image_size = size
+    prompts.grid_size = config.grid_size
+    # Positions lie in [-1, 1] of whatever patch.
+    prompts.pe_layer.positional_encoding_gaussian_matrix = prompts.pe_layer.positional_encoding_gaussian_matrix * (
+        size / model.config.image_size
+    )
+    _show(encoder, "pos_embed", (1, 2, 3), config.grid_size)
+    for module in encoder.modules():
         if isinstance(module, WindowAttention) and module.window_size == 0:
             for name in ("rel_pos_d", "rel_pos_h", "rel_pos_w"):
                 _show(module, name, (0,), 2 * config.grid_size - 1)
-    codes = small.prompt_encoder.pe_layer
-    # Positions lie in [-1, 1] of whatever patch.
-    codes.positional_encoding_gaussian_matrix = codes.positional_encoding_gaussian_matrix * (
-        size / model.config.image_size
-    )
-    return small  # type: ignore[no-any-return]
+    return small
 
 
 def _copied(module: M) -> M:
     """A module of its own over the same tensors."""
     copied = copy(module)
     vars(copied).update(_parameters=dict(module._parameters), _buffers=dict(module._buffers))
-    vars(copied)["_modules"] = {name: child and _copied(child) for name, child in module._modules.items()}
+    children = {name: None if child is None else _copied(child) for name, child in module._modules.items()}
+    vars(copied)["_modules"] = children
     return copied
 
 
