@@ -152,6 +152,10 @@ def test_contrastive_patches_keep_their_size(study):
         module(study, sampling=PatchSampling(centre="volume"), train_patch_size=32)
     with pytest.raises(InputError, match=r"data\.objects must be at least 1, found 0"):
         module(study, objects=0)
+    nothing = module(study, train_patch_size=0)
+    nothing.setup("fit")
+    with pytest.raises(InputError, match="patch_size at least 16, found"):
+        nothing.train_dataloader()
 
 
 def test_volume_patches_look_at_no_label(study, tmp_path):

@@ -62,7 +62,7 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         augmentation: Augmentation = Augmentation(), size: int | None = None, objects: int = 1,
     ) -> None:  # fmt: skip
         self.store = store
-        size = size or store.preprocessing.patch_size
+        size = store.preprocessing.patch_size if size is None else size
         self.preprocessing, self.objects = replace(store.preprocessing, patch_size=size), objects
         self.cases_of = {key: tuple(cases) for key, cases in cases_of.items() if cases}
         self.sampling = sampling

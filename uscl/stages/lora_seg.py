@@ -61,7 +61,7 @@ class LoRASegModule(LightningModule):
             :class:`~uscl.tuning.FullTuning`; null for the untouched backbone, which can be tested but not trained.
         clicks: how clicks are simulated in training, on one object per patch.
         object_clicks: how they are simulated on all objects of a patch at once (``data.objects``), on the decoder's own
-            grid: many more clicks in the same time. Null is ``clicks``.
+            grid: many more clicks in the same time; ``clicks`` is not used then. Null goes by ``clicks``.
         val_clicks: numbers of clicks after which validation looks at Dice.
         test_clicks: numbers of clicks after which a test scores; the paper's are 1, 3, 5 and 10.
         protocol: where a test's clicks go, what the model is shown of them, and which mask is scored.
