@@ -5,6 +5,7 @@ it, later ones are random voxels of what is wrong. Clicks and cases are fixed by
 backbones can be compared row by row. Then one click is moved to another object of the patch: does the mask follow?
 
     python benchmarks/mini.py [--weights embedded] [--patients 8] [--card uscl/backbone/embedded/mini.json]
+    python benchmarks/mini.py --backbone mini_fine --shifts 8
     python benchmarks/mini.py --skip-phantoms --set "real CT" folder scans/ct CT --set "BraTS" brats scans/brats t2f
 
 ``--set NAME LAYOUT ROOT MODALITY`` reads any layout that ``data.dataset`` knows; the modality ``-`` takes the default,
@@ -20,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from uscl.data.patches import Preprocessing, corner_around_label
 from uscl.data.store import PreparedStore
 from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
 from uscl.phantom.layouts.scans import ScanStudy
-from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
+from uscl.prompting import SamMed3DSegmenter, Shifts, evaluation_rollout
 from uscl.prompting.clicks import error_click
 from uscl.seeds import seeded_draw
 from uscl.stages.initial_weights import start_at_clicks
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument(
         "--weights", default="embedded", help="file, hf:// reference, embedded, start (untrained), random"
     )
+    parser.add_argument("--shifts", type=int, default=1, choices=get_args(Shifts), help="of the token grid, averaged")
     parser.add_argument("--patients", type=int, default=8)
     parser.add_argument("--skip-phantoms", action="store_true")
     parser.add_argument("--set", nargs=4, action="append", default=[], metavar=("NAME", "LAYOUT", "ROOT", "MODALITY"))
@@ -221,9 +223,12 @@ def main() -> None:
         start_at_clicks(trunk.model)
     groups = [] if arguments.skip_phantoms else list(phantoms(arguments.data, arguments.patients))
     groups += [own(*given) for given in arguments.set]
-    segmenter = SamMed3DSegmenter(trunk.model)
+    segmenter = SamMed3DSegmenter(trunk.model, shifts=arguments.shifts)
     cases = [(group, case) for group in groups for case in group.data_set.cases if case.label]
     rows = [row for group, case in track(cases, "Scans") for row in evaluate(group, case, segmenter)]
+    if arguments.shifts > 1:  # groups of their own in the card, on the same clicks
+        for row in rows:
+            row["group"] = f"{row['group']}, {arguments.shifts} shifts"
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "rows.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, rows[0])

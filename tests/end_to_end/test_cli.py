@@ -85,6 +85,18 @@ def test_physical_and_voxel_points_mean_the_same(scan, tmp_path):
     assert np.array_equal(read_label(tmp_path / "a.nii.gz").array, read_label(tmp_path / "b.nii.gz").array)
 
 
+def test_segment_averages_over_shifts(scan, tmp_path, capsys):
+    for shifts in (1, 2):
+        out = tmp_path / f"{shifts}.nii.gz"
+        assert segment(scan, "--points", "20,25,15", "--out", out, "--shifts", shifts) == 0
+    assert not np.array_equal(read_label(tmp_path / "1.nii.gz").array, read_label(tmp_path / "2.nii.gz").array)
+    with pytest.raises(SystemExit) as left:
+        segment(scan, "--points", "20,25,15", "--out", tmp_path / "3.nii.gz", "--shifts", 3)
+    assert left.value.code == 2
+    assert "shifts" in capsys.readouterr().err
+    assert not (tmp_path / "3.nii.gz").exists()
+
+
 @pytest.mark.parametrize("kind", WORDS)
 def test_bad_images(kind, tmp_path, capsys):
     folder = tmp_path / "in"

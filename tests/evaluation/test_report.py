@@ -224,6 +224,21 @@ def test_the_protocol_is_told_and_never_mixed(study, tmp_path):
         find_runs([study])
 
 
+def test_shifts_are_told_and_never_mixed(study, tmp_path):
+    tests = [path.parent for path in study.rglob("rows.csv") if path.parent.name == "BraTS"]
+    for test in tests:
+        write_protocol(test)
+        known = yaml.safe_load((test / "config.yaml").read_text())
+        known["model"]["init_args"]["shifts"] = 4
+        (test / "config.yaml").write_text(yaml.safe_dump(known))
+    assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "2"]) == 0
+    assert "masks averaged over 4 shifts of the token grid (BraTS)" in (tmp_path / "r/report.md").read_text()
+    known["model"]["init_args"]["shifts"] = 1
+    (tests[-1] / "config.yaml").write_text(yaml.safe_dump(known))
+    with pytest.raises(InputError, match="figures must not be compared"):
+        find_runs([study])
+
+
 def test_lora_alone_is_not_called_by_the_name_of_the_method(tmp_path):
     write_run(tmp_path / "study" / "1", "LoRA", {"sweeps": 0.5})
     assert main(["report", str(tmp_path / "study"), "--out", str(tmp_path / "r"), "--tables", "1"]) == 0

@@ -89,15 +89,16 @@ def test_gradients_flow_through_all_iterations(target):
 
 
 @torch.no_grad()
-def test_segmenter_replays_clicks_one_by_one():
+@pytest.mark.parametrize("shifts", [1, 4])
+def test_segmenter_replays_clicks_one_by_one(shifts):
     model = build_sam_med3d("tiny").eval()
     image = torch.randn(1, 1, 64, 64, 64)
     clicks = [Click((30, 30, 30)), Click((10, 50, 20), False), Click((40, 30, 31))]
-    step_by_step = SamMed3DSegmenter(model)
+    step_by_step = SamMed3DSegmenter(model, shifts=shifts)
     step_by_step.set_image(image)
     for count in (1, 2, 3):
         grown = step_by_step.segment(clicks[:count])
-    at_once = SamMed3DSegmenter(model)
+    at_once = SamMed3DSegmenter(model, shifts=shifts)
     at_once.set_image(image)
     assert torch.equal(at_once.segment(clicks), grown)
     assert torch.equal(at_once.segment(clicks), grown), "asking again changes nothing"

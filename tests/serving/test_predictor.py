@@ -76,8 +76,20 @@ def test_no_millilitres_where_distances_are_assumed(predictor, tmp_path):
         predictor.set_image(tmp_path / "clip")
 
 
+def test_a_mask_averaged_over_shifts_is_another_one_of_the_same_object(volume):
+    points, found = [((20, 25, 15), True), ((5, 40, 3), False)], {}
+    for shifts in (1, 4):
+        one = Predictor(weights="embedded", backbone="mini", shifts=shifts)
+        one.set_image(volume)
+        found[shifts] = one.segment(points).mask
+    assert found[4].same_grid(volume) is None
+    assert not np.array_equal(found[4].array, found[1].array)
+
+
 def test_misuse(predictor, volume):
     with pytest.raises(InputError, match="set_image comes before"):
         Predictor("tiny", None).segment([((0, 0, 0), True)])
+    with pytest.raises(InputError, match="shifts must be one of"):
+        Predictor("tiny", None, shifts=3)
     with pytest.raises(InputError, match="patch_size is 128, but the backbone takes 64"):
         Predictor("tiny", None, preprocessing=Preprocessing())

@@ -9,6 +9,7 @@ from torch.optim import AdamW
 
 from uscl.backbone import load_trunk
 from uscl.errors import InputError
+from uscl.prompting import Click, SamMed3DSegmenter
 from uscl.stages import AdapterExport
 from uscl.tuning import LoRA, load_adapter
 from uscl.vcl import SubVolumes
@@ -163,6 +164,17 @@ def test_a_given_name_stays_after_vcl(make_data, make_trainer, tmp_path):
     module = make_seg(vcl_adapter=str(tmp_path / "vcl" / "adapter.safetensors"), method="mine")
     module.configure_model()
     assert module.method == "mine"
+
+
+@torch.no_grad()
+def test_predictions_are_averaged_over_shifts():
+    module = make_seg(tuning=None, shifts=2)
+    module.configure_model()
+    image = torch.randn(1, 1, 64, 64, 64)
+    segmenter = SamMed3DSegmenter(module.net, shifts=2)
+    segmenter.set_image(image)
+    wanted = segmenter.segment([Click((20, 30, 40))])
+    assert torch.equal(module.predict_step({"image": image, "points": [((20, 30, 40), True)]}, 0), wanted)
 
 
 def test_training_can_go_on_from_an_adapter(make_data, make_trainer, tmp_path):

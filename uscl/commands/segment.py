@@ -13,6 +13,7 @@ from uscl.data.sweeps import SweepReading, is_assumed, read_sweep
 from uscl.data.volume import check_writable, write_volume
 from uscl.errors import InputError
 from uscl.evaluation.figures import DISCLAIMER, make_panel, save_panels
+from uscl.prompting import Shifts
 from uscl.serving import Predictor
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,11 @@ def segment(
     space: Literal["voxel", "physical"] = "voxel",
     weights: str | None = EMBEDDED,
     adapter: str | None = None,
-    backbone: str = "mini",
+    backbone: str = "mini_fine",
     preprocessing: Preprocessing | None = None,
     reading: SweepReading = SweepReading(),
     device: str = "cpu",
+    shifts: Shifts = 4,
     picture: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -41,12 +43,14 @@ def segment(
         out: mask file to write: .nii.gz, .nii, .nrrd or .mha.
         space: "physical" reads the points as millimetres (LPS) instead.
         weights: checkpoint of the trunk, a file or hf://owner/repo/file; embedded: what comes with the package for
-            mini; null: random.
+            mini and mini_fine; null: random.
         adapter: adapter file that `uscl fit` left; brings backbone and preprocessing of its training.
         backbone: variant to use without an adapter: vit_b_ori, mini or mini_fine.
         preprocessing: how the volume is prepared, where it is not the adapter's.
         reading: what the frames of a sweep do not know, and what of them is blackened.
         device: cpu, cuda, cuda:1, ...
+        shifts: positions of the token grid that the mask is averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
+            8; more follow borders better and take as many times as long.
         picture: also write a PNG of the mask on its largest slice.
         overwrite: replace files that exist.
 
@@ -58,7 +62,7 @@ def segment(
         raise InputError(f"{picture}: exists already; give another name, or --overwrite to replace it")
     volume = read_sweep(image, reading)
     clicks = parse_points(points, volume, space)
-    predictor = Predictor(backbone, weights, adapter, preprocessing, device)
+    predictor = Predictor(backbone, weights, adapter, preprocessing, device, shifts)
     if predictor.trunk.weights == RANDOM_WEIGHTS:
         log.warning("The trunk has RANDOM WEIGHTS (--weights null): the mask shows the plumbing, not the object")
     predictor.set_image(volume)

@@ -221,7 +221,9 @@ def _protocol(test: Path) -> str:
     if "protocol" not in options:
         return ""
     region = str(data.get("region", "label")).replace("_", " ")
-    return f"patches around the {region}, {ClickProtocol(**options['protocol']).in_words}"
+    words = f"patches around the {region}, {ClickProtocol(**options['protocol']).in_words}"
+    shifts = options.get("shifts", 1)
+    return words if shifts == 1 else f"{words}, masks averaged over {shifts} shifts of the token grid"
 
 
 def _setting(options: dict[str, Any], training: Path) -> Setting:
@@ -246,7 +248,7 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     for name in ("modules", "rank"):
         tuning.pop(name, None)
     model["adapter"] = bool(model.get("adapter"))  # a training that went on is not one that began
-    for name in ("vcl_adapter", "seed", "method"):
+    for name in ("vcl_adapter", "seed", "method", "shifts"):  # shifts are of tests
         model.pop(name, None)
     data.pop("seed", None)
     kept = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "gradient_clip_val",

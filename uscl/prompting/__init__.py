@@ -3,7 +3,7 @@
 from uscl.prompting.clicks import Click, deepest_click, error_click
 from uscl.prompting.protocol import ClickProtocol, RolloutStep, evaluation_rollout
 from uscl.prompting.rollout import TrainingClicks, training_rollout
-from uscl.prompting.segmenter import SamMed3DSegmenter, Segmenter
+from uscl.prompting.segmenter import SamMed3DSegmenter, Segmenter, Shifts
 
 __all__ = [
     "Click",
@@ -11,6 +11,7 @@ __all__ = [
     "RolloutStep",
     "SamMed3DSegmenter",
     "Segmenter",
+    "Shifts",
     "TrainingClicks",
     "deepest_click",
     "error_click",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +17,11 @@ from uscl.prompting.clicks import Click, as_points
 
 if TYPE_CHECKING:
     from uscl.types import LowResLogits, PatchBatch
+
+
+Shifts = Literal[1, 2, 4, 8]
+"""How many positions of the token grid a mask is averaged over."""
+Offset = tuple[int, int, int]
 
 
 class Segmenter(Protocol):
@@ -33,14 +40,24 @@ class SamMed3DSegmenter:
     Clicks are replayed one after the other, as a user sets them and as SAM-Med3D's inference does; giving the model
     several at once is another, worse thing. A call that continues the one before goes on from its logits.
 
+    With ``shifts`` above 1 the patch is segmented that many times, each time moved a little against the grid of tokens,
+    and the logits, moved back, are averaged: where a border runs within a token is then told by several tokens that lie
+    around it in several ways. Encoding and every click take that many times as long. The published protocol has one.
+    Source: averaging over shifts is cycle spinning, Coifman and Donoho 1995 (Translation-invariant de-noising).
+
     Args:
         model: the backbone, with or without LoRA.
         accumulate: show the model all clicks so far at every step; else the newest alone.
+        shifts: positions of the token grid to average over: 1, 2, 4 or 8.
+
+    Raises:
+        InputError: ``shifts`` is none of these.
     """
 
-    def __init__(self, model: SamMed3D, accumulate: bool = True) -> None:
+    def __init__(self, model: SamMed3D, accumulate: bool = True, shifts: Shifts = 1) -> None:
         self.model = model
         self.accumulate = accumulate
+        self.offsets = grid_offsets(shifts, model.config.patch_size)
         self._embedding: Tensor | None = None
         self._clicks: list[Click] = []
         self._low: Tensor | None = None
@@ -48,7 +65,8 @@ class SamMed3DSegmenter:
     @torch.no_grad()
     def set_image(self, image: PatchBatch) -> None:
         """Encodes the patch, once for all clicks on it."""
-        self._embedding = self.model.encode_image(image)
+        # One after the other: the encoder's activations are what takes memory.
+        self._embedding = torch.cat([self.model.encode_image(moved(image, offset)) for offset in self.offsets])
         self._clicks, self._low = [], None
 
     @torch.no_grad()
@@ -64,13 +82,57 @@ class SamMed3DSegmenter:
         if list(clicks[:known]) != self._clicks or len(clicks) == known:
             known, self._low = 0, None
         for count in range(known + 1, len(clicks) + 1):
-            points = as_points(clicks[0 if self.accumulate else count - 1 : count], self._embedding.device)
+            points = self._points(clicks[0 if self.accumulate else count - 1 : count])
             if self._low is None:
-                self._low = blank_mask_prompt(self.model, 1, self._embedding)
+                self._low = blank_mask_prompt(self.model, len(self.offsets), self._embedding)
             self._low = self.model.decode(self._embedding, points, self._low)[0]
         self._clicks = list(clicks)
         assert self._low is not None
-        return upsample(self._low, self.model.config.image_size)[0, 0]
+        size = self.model.config.image_size
+        if len(self.offsets) == 1:
+            return upsample(self._low, size)[0, 0]
+        total = torch.zeros((size,) * 3, device=self._low.device)
+        for low, offset in zip(self._low, self.offsets, strict=True):
+            total += moved(upsample(low[None], size)[0, 0], (-offset[0], -offset[1], -offset[2]))
+        return total / len(self.offsets)
+
+    def _points(self, clicks: Sequence[Click]) -> tuple[Tensor, Tensor]:
+        """The clicks on every moved patch: coordinates [K, N, 3] and labels [K, N]."""
+        assert self._embedding is not None
+        coords, labels = as_points(clicks, self._embedding.device)
+        offsets = torch.tensor(self.offsets, device=coords.device)
+        # A click that leaves the moved patch shows on its border, as what lies there does.
+        inside = (coords + offsets[:, None]).clamp(0, self.model.config.image_size - 1)
+        return inside, labels.expand(len(self.offsets), -1)
+
+
+def grid_offsets(shifts: Shifts, token: int) -> list[Offset]:
+    """How far a patch is moved, in voxels, for each of the positions of the token grid that are averaged over.
+
+    They lie around the patch itself, half a token from each other along every axis in which they differ; two lie on a
+    diagonal, four on every other corner of a cube.
+
+    Args:
+        shifts: how many.
+        token: edge of a token, voxels; 4 or more.
+    """
+    if shifts not in get_args(Shifts):
+        raise InputError(f"shifts must be one of {get_args(Shifts)}, found {shifts!r}")
+    if shifts == 1:
+        return [(0, 0, 0)]
+    quarter = token // 4
+    halves = (-quarter, quarter)
+    corners = list(product(halves, halves, halves))
+    return {2: corners[::7], 4: [corner for corner in corners if prod(corner) > 0], 8: corners}[shifts]
+
+
+def moved(values: Tensor, offset: Offset) -> Tensor:
+    """Moves [..., S, S, S] by whole voxels; the border repeats itself into what comes free."""
+    for axis, by in enumerate(offset):
+        if by:
+            size = values.shape[axis - 3]
+            values = values.index_select(axis - 3, (torch.arange(size, device=values.device) - by).clamp(0, size - 1))
+    return values
 
 
 def blank_mask_prompt(model: SamMed3D, batch: int, like: Tensor) -> LowResLogits:

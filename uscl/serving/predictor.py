@@ -16,7 +16,7 @@ from uscl.data.prompts import Point
 from uscl.data.sweeps import SweepReading, is_assumed, read_sweep
 from uscl.data.volume import Volume
 from uscl.errors import InputError
-from uscl.prompting import Click, SamMed3DSegmenter
+from uscl.prompting import Click, SamMed3DSegmenter, Shifts
 from uscl.tuning import load_adapter
 
 
@@ -45,21 +45,25 @@ class Predictor:
         adapter: adapter file that ``uscl fit`` left, or None for the untouched backbone.
         preprocessing: how volumes are prepared; None takes the adapter's, or the default.
         device: where to compute.
+        shifts: positions of the token grid that masks are averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
+            8; more follow borders better and take as many times as long (see
+            :class:`uscl.prompting.SamMed3DSegmenter`).
 
     Attributes:
         trunk: the model and what its weights were.
 
     Raises:
-        InputError: a file cannot be used, or the patch size does not fit the backbone.
+        InputError: a file cannot be used, the patch size does not fit the backbone, or ``shifts`` is another number.
     """
 
     def __init__(
         self,
-        backbone: SamMed3DConfig | str = "mini",
+        backbone: SamMed3DConfig | str = "mini_fine",
         weights: str | os.PathLike[str] | None = EMBEDDED,
         adapter: str | os.PathLike[str] | None = None,
         preprocessing: Preprocessing | None = None,
         device: str = "cpu",
+        shifts: Shifts = 4,
     ) -> None:
         found = load_adapter(adapter) if adapter is not None else None
         self.trunk: Trunk = load_trunk(found.backbone if found else backbone, weights)
@@ -73,7 +77,7 @@ class Predictor:
             raise InputError(f"preprocessing.patch_size is {preprocessing.patch_size}, but the backbone takes {size}")
         self.preprocessing = preprocessing
         self.device = device
-        self._segmenter = SamMed3DSegmenter(self.trunk.model.to(device).eval())
+        self._segmenter = SamMed3DSegmenter(self.trunk.model.to(device).eval(), shifts=shifts)
         self._volume: Volume | None = None
         self._measured = True
         self._encoded: tuple[int, int, int] | None = None

@@ -21,6 +21,7 @@ from uscl.prompting import (
     ClickProtocol,
     RolloutStep,
     SamMed3DSegmenter,
+    Shifts,
     TrainingClicks,
     evaluation_rollout,
     training_rollout,
@@ -65,6 +66,9 @@ class LoRASegModule(LightningModule):
         val_clicks: numbers of clicks after which validation looks at Dice.
         test_clicks: numbers of clicks after which a test scores; the paper's are 1, 3, 5 and 10.
         protocol: where a test's clicks go, what the model is shown of them, and which mask is scored.
+        shifts: positions of the token grid that the masks of a test or prediction are averaged over: 1 as published, or
+            2, 4 or 8, which takes as many times as long and follows borders better (see
+            :class:`~uscl.prompting.SamMed3DSegmenter`). Result rows say so in the method's name.
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped once per epoch.
         activation_checkpointing: recompute encoder blocks in the backward pass: less memory, more time.
@@ -84,6 +88,7 @@ class LoRASegModule(LightningModule):
         val_clicks: tuple[int, ...] = (1, 5),
         test_clicks: tuple[int, ...] = (1, 3, 5, 10),
         protocol: ClickProtocol = ClickProtocol(),
+        shifts: Shifts = 1,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         activation_checkpointing: bool = False,
@@ -105,6 +110,7 @@ class LoRASegModule(LightningModule):
         self.val_clicks = tuple(sorted(val_clicks))
         self.test_clicks = tuple(sorted(test_clicks))
         self.protocol = protocol
+        self.shifts: Shifts = shifts
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.activation_checkpointing = activation_checkpointing
@@ -215,11 +221,13 @@ class LoRASegModule(LightningModule):
             ``weights`` for the result rows.
         """
         assert self.trunk is not None
-        return {"steps": self._roll(batch, self.test_clicks), "method": self.method, "weights": self.trunk.weights}
+        method = self.method if self.shifts == 1 else f"{self.method}, {self.shifts} shifts"
+        steps = self._roll(batch, self.test_clicks, self.shifts)
+        return {"steps": steps, "method": method, "weights": self.trunk.weights}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Logits [S, S, S] for somebody's clicks on one object."""
-        segmenter = SamMed3DSegmenter(self.net)
+        segmenter = SamMed3DSegmenter(self.net, shifts=self.shifts)
         segmenter.set_image(batch["image"])
         return segmenter.segment([Click(index, foreground) for index, foreground in batch["points"]])
 
@@ -242,10 +250,10 @@ class LoRASegModule(LightningModule):
             version=uscl.__version__,
         )
 
-    def _roll(self, batch: dict[str, Any], wanted: tuple[int, ...]) -> list[RolloutStep]:
+    def _roll(self, batch: dict[str, Any], wanted: tuple[int, ...], shifts: Shifts = 1) -> list[RolloutStep]:
         first = batch.get("first_click")
         steps = evaluation_rollout(
-            SamMed3DSegmenter(self.net, self.protocol.accumulate),
+            SamMed3DSegmenter(self.net, self.protocol.accumulate, shifts),
             batch["image"],
             batch["target"],
             max(wanted),
