@@ -226,6 +226,8 @@ def main() -> None:
     segmenter = SamMed3DSegmenter(trunk.model, shifts=arguments.shifts)
     cases = [(group, case) for group in groups for case in group.data_set.cases if case.label]
     rows = [row for group, case in track(cases, "Scans") for row in evaluate(group, case, segmenter)]
+    if not rows:
+        parser.error("nothing to score: no case has a label with an object that is large enough")
     if arguments.shifts > 1:  # groups of their own in the card, on the same clicks
         for row in rows:
             row["group"] = f"{row['group']}, {arguments.shifts} shifts"

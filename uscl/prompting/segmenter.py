@@ -100,6 +100,8 @@ class SamMed3DSegmenter:
         """The clicks on every moved patch: coordinates [K, N, 3] and labels [K, N]."""
         assert self._embedding is not None
         coords, labels = as_points(clicks, self._embedding.device)
+        if len(self.offsets) == 1:
+            return coords, labels
         offsets = torch.tensor(self.offsets, device=coords.device)
         # A click that leaves the moved patch shows on its border, as what lies there does.
         inside = (coords + offsets[:, None]).clamp(0, self.model.config.image_size - 1)
