@@ -50,7 +50,7 @@ def segment(
         reading: what the frames of a sweep do not know, and what of them is blackened.
         device: cpu, cuda, cuda:1, ...
         shifts: positions of the token grid that the mask is averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
-            8; more follow borders better and take as many times as long.
+            8; more follow borders better and take about as many times as long.
         picture: also write a PNG of the mask on its largest slice.
         overwrite: replace files that exist.
 

@@ -46,7 +46,7 @@ class Predictor:
         preprocessing: how volumes are prepared; None takes the adapter's, or the default.
         device: where to compute.
         shifts: positions of the token grid that masks are averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
-            8; more follow borders better and take as many times as long (see
+            8; more follow borders better and take about as many times as long (see
             :class:`uscl.prompting.SamMed3DSegmenter`).
 
     Attributes:

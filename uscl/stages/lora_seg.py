@@ -67,7 +67,7 @@ class LoRASegModule(LightningModule):
         test_clicks: numbers of clicks after which a test scores; the paper's are 1, 3, 5 and 10.
         protocol: where a test's clicks go, what the model is shown of them, and which mask is scored.
         shifts: positions of the token grid that the masks of a test or prediction are averaged over: 1 as published, or
-            2, 4 or 8, which takes as many times as long and follows borders better (see
+            2, 4 or 8, which takes about as many times as long and follows borders better (see
             :class:`~uscl.prompting.SamMed3DSegmenter`). Result rows say so in the method's name.
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped once per epoch.
