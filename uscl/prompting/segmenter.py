@@ -43,7 +43,7 @@ class SamMed3DSegmenter:
     With ``shifts`` above 1 the patch is segmented that many times, each time moved a little against the grid of tokens,
     and the logits, moved back, are averaged: where a border runs within a token is then told by several tokens that lie
     around it in several ways. Encoding takes that many times as long, a click somewhat longer. The published protocol
-    has one. Source: averaging over shifts is cycle spinning, Coifman and Donoho 1995 (Translation-invariant de-noising).
+    has one. Averaging over shifts is cycle spinning: Coifman and Donoho 1995, Translation-invariant de-noising.
 
     Args:
         model: the backbone, with or without LoRA.
