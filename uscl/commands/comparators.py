@@ -157,7 +157,7 @@ def _dice(mask: Tensor, disc: Tensor) -> float:
 
 def _one_slice(method: Comparator, weights: str | None) -> Outcome:
     """One click on a disc."""
-    model, report = load_comparator(replace(method, weights=weights))  # type: ignore[type-var]
+    model, report = load_comparator(replace(method, weights=weights))
     disc, picture = _disc(60, 70)
     segmenter = SliceSegmenter(model)
     segmenter.set_image(picture[None, None, :, :, None])

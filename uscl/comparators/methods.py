@@ -20,6 +20,7 @@ from uscl.comparators.slices import Slicing
 from uscl.comparators.tiny_vit import TinyViT
 
 
+@dataclass(frozen=True)
 class Comparator(ABC):
     """A 2D method: its name, its weights, and how slices are given to it.
 
@@ -30,8 +31,8 @@ class Comparator(ABC):
     """
 
     title: ClassVar[str]
-    weights: str | None
-    slicing: Slicing
+    weights: str | None = None
+    slicing: Slicing = Slicing()
 
     @property
     @abstractmethod
@@ -55,8 +56,6 @@ class Sam(Comparator):
 
     title: ClassVar[str] = "SAM"
     size: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
-    weights: str | None = None
-    slicing: Slicing = Slicing()
 
     @property
     def published(self) -> Published:
@@ -78,8 +77,6 @@ class MobileSam(Comparator):
     """
 
     title: ClassVar[str] = "MobileSAM"
-    weights: str | None = None
-    slicing: Slicing = Slicing()
 
     @property
     def published(self) -> Published:
@@ -119,8 +116,6 @@ class SamMed2D(Comparator):
     """
 
     title: ClassVar[str] = "SAM-Med2D"
-    weights: str | None = None
-    slicing: Slicing = Slicing()
 
     @property
     def published(self) -> Published:

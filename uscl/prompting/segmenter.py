@@ -117,6 +117,9 @@ def grid_offsets(shifts: Shifts, token: int) -> list[Offset]:
     Args:
         shifts: how many.
         token: edge of a token, voxels; 4 or more.
+
+    Raises:
+        InputError: ``shifts`` is none of 1, 2, 4 and 8.
     """
     if shifts not in get_args(Shifts):
         raise InputError(f"shifts must be one of {get_args(Shifts)}, found {shifts!r}")
