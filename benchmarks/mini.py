@@ -5,7 +5,7 @@ it, later ones are random voxels of what is wrong. Clicks and cases are fixed by
 backbones can be compared row by row. Then one click is moved to another object of the patch: does the mask follow?
 
     python benchmarks/mini.py [--weights embedded] [--patients 8] [--card uscl/backbone/embedded/mini.json]
-    python benchmarks/mini.py --backbone mini_fine --shifts 8
+    python benchmarks/mini.py --backbone mini_fine --shifts 4 --out runs/shifts --against runs/mini/rows.csv
     python benchmarks/mini.py --skip-phantoms --set "real CT" folder scans/ct CT --set "BraTS" brats scans/brats t2f
 
 ``--set NAME LAYOUT ROOT MODALITY`` reads any layout that ``data.dataset`` knows; the modality ``-`` takes the default,
@@ -17,8 +17,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -155,9 +156,28 @@ def _class_mean(cases: list[list[tuple[object, float]]]) -> float:
     return float(np.mean([np.mean(values) for values in by_class.values()]))
 
 
-def table(lines: list[dict[str, object]]) -> Table:
+def against(rows: list[dict[str, object]], file: Path) -> list[dict[str, object]]:
+    """Rows less those of an earlier run on the same cases, object by object, whatever the shifts of either."""
+    with file.open(newline="") as stream:
+        earlier = {_object(row): row for row in csv.DictReader(stream)}
+    lacking = [_object(row) for row in rows if _object(row) not in earlier]
+    if lacking:
+        raise SystemExit(f"{file}: has no row of {lacking[0]}; give the rows.csv of a run on the same sets")
+    gained = []
+    for row in rows:
+        before = earlier[_object(row)]
+        dice = {f"dice_{n}": float(str(row[f"dice_{n}"])) - float(before[f"dice_{n}"]) for n in CLICKS}
+        gained.append(row | dice | {"moved": ""})
+    return gained
+
+
+def _object(row: Mapping[str, object]) -> tuple[str, str, str]:
+    return re.sub(r", \d shifts$", "", str(row["group"])), str(row["case"]), str(row["class"])
+
+
+def table(lines: list[dict[str, object]], what: str = "Dice") -> Table:
     """The figures to look at, in %."""
-    shown = Table(title="Dice in % [95 % bootstrap interval by case]; research software, not a medical device")
+    shown = Table(title=f"{what} in % [95 % bootstrap interval by case]; research software, not a medical device")
     for column in ("group", "class", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"):
         shown.add_column(column)
     for line in lines:
@@ -215,7 +235,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/phantom/held_out"))
     parser.add_argument("--out", type=Path, default=Path("runs/mini"))
     parser.add_argument("--card", type=Path, help="model card (JSON) to write the figures into")
+    parser.add_argument("--against", type=Path, help="rows.csv of an earlier run: tells paired differences, too")
     arguments = parser.parse_args()
+    if arguments.against and not arguments.against.is_file():
+        parser.error(f"--against {arguments.against}: no such file; give the rows.csv of an earlier run")
     untrained = arguments.weights in ("random", "start")
     trunk = load_trunk(arguments.backbone, None if untrained else arguments.weights)
     if arguments.weights == "start":
@@ -239,6 +262,8 @@ def main() -> None:
     lines = figures(rows)
     weights = "untrained, starting at clicks" if arguments.weights == "start" else trunk.weights
     Console(width=170).print(f"weights: {weights}", table(lines))
+    if arguments.against:
+        Console(width=170).print(table(figures(against(rows, arguments.against)), f"Dice less {arguments.against}"))
     if arguments.card:
         update_card(arguments.card, lines)
 
