@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -85,11 +86,14 @@ def test_physical_and_voxel_points_mean_the_same(scan, tmp_path):
     assert np.array_equal(read_label(tmp_path / "a.nii.gz").array, read_label(tmp_path / "b.nii.gz").array)
 
 
-def test_segment_averages_over_shifts(scan, tmp_path, capsys):
+def test_segment_averages_over_shifts_and_filters(scan, tmp_path, capsys):
     for shifts in (1, 2):
         out = tmp_path / f"{shifts}.nii.gz"
         assert segment(scan, "--points", "20,25,15", "--out", out, "--shifts", shifts) == 0
-    assert not np.array_equal(read_label(tmp_path / "1.nii.gz").array, read_label(tmp_path / "2.nii.gz").array)
+    assert segment(scan, "--points", "20,25,15", "--out", tmp_path / "f.nii.gz", "--shifts", 1,
+                   "--guided_filter", "false") == 0  # fmt: skip
+    masks = [read_label(tmp_path / f"{name}.nii.gz").array for name in (1, 2, "f")]
+    assert not any(np.array_equal(one, other) for one, other in combinations(masks, 2))
     with pytest.raises(SystemExit) as left:
         segment(scan, "--points", "20,25,15", "--out", tmp_path / "3.nii.gz", "--shifts", 3)
     assert left.value.code == 2

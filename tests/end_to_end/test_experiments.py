@@ -171,7 +171,7 @@ def test_a_2d_method_meets_the_objects_that_ours_meets(runs, study, tmp_path):
 
 
 def test_protocols_and_what_they_change(runs, study, tmp_path):
-    """The default spelt out changes no digit; the older script, the patch around the first click and shifts do."""
+    """The default spelt out changes no digit; the older script, patches around the first click, other inference do."""
     found = {}
     for overlay in OVERLAYS["protocols"]:
         args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path / overlay.stem)
@@ -186,6 +186,8 @@ def test_protocols_and_what_they_change(runs, study, tmp_path):
     assert digits["first_click"] != ours
     assert digits["shifts"] != ours
     assert {row.method for row in found["shifts"]} == {"USCL-Med3D, 4 shifts"}
+    assert digits["guided_filter"] != ours
+    assert {row.method for row in found["guided_filter"]} == {"USCL-Med3D, guided filter"}
     best = {(r.case, r.class_name, r.clicks): r.dice for r in found["sam_med3d_paper"]}
     assert all(best[case, name, 3] >= best[case, name, 1] - 0.05 for case, name, _ in best), "the best of more masks"
 

@@ -224,16 +224,21 @@ def test_the_protocol_is_told_and_never_mixed(study, tmp_path):
         find_runs([study])
 
 
-def test_shifts_are_told_and_never_mixed(study, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "published", "words"),
+    [("shifts", 4, 1, "masks averaged over 4 shifts of the token grid"),
+     ("guided_filter", True, False, "masks through a guided filter")],
+)  # fmt: skip
+def test_inference_is_told_and_never_mixed(study, tmp_path, name, value, published, words):
     tests = [path.parent for path in study.rglob("rows.csv") if path.parent.name == "BraTS"]
     for test in tests:
         write_protocol(test)
         known = yaml.safe_load((test / "config.yaml").read_text())
-        known["model"]["init_args"]["shifts"] = 4
+        known["model"]["init_args"][name] = value
         (test / "config.yaml").write_text(yaml.safe_dump(known))
     assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "2"]) == 0
-    assert "masks averaged over 4 shifts of the token grid (BraTS)" in (tmp_path / "r/report.md").read_text()
-    known["model"]["init_args"]["shifts"] = 1
+    assert f"{words} (BraTS)" in (tmp_path / "r/report.md").read_text()
+    known["model"]["init_args"][name] = published
     (tests[-1] / "config.yaml").write_text(yaml.safe_dump(known))
     with pytest.raises(InputError, match="figures must not be compared"):
         find_runs([study])

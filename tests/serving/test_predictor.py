@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from data.test_patches import COPIES, rearranged
@@ -76,14 +78,14 @@ def test_no_millilitres_where_distances_are_assumed(predictor, tmp_path):
         predictor.set_image(tmp_path / "clip")
 
 
-def test_a_mask_averaged_over_shifts_is_another_one_of_the_same_object(volume):
-    points, found = [((20, 25, 15), True), ((5, 40, 3), False)], {}
-    for shifts in (1, 4):
-        one = Predictor(weights="embedded", backbone="mini", shifts=shifts)
+def test_a_mask_averaged_over_shifts_or_filtered_is_another_one_of_the_same_object(volume):
+    points, masks = [((20, 25, 15), True), ((5, 40, 3), False)], []
+    for shifts, filtered in ((1, False), (4, False), (1, True)):
+        one = Predictor(weights="embedded", backbone="mini", shifts=shifts, guided_filter=filtered)
         one.set_image(volume)
-        found[shifts] = one.segment(points).mask
-    assert found[4].same_grid(volume) is None
-    assert not np.array_equal(found[4].array, found[1].array)
+        masks.append(one.segment(points).mask)
+        assert masks[-1].same_grid(volume) is None
+    assert not any(np.array_equal(one.array, other.array) for one, other in combinations(masks, 2))
 
 
 def test_misuse(predictor, volume):

@@ -167,11 +167,11 @@ def test_a_given_name_stays_after_vcl(make_data, make_trainer, tmp_path):
 
 
 @torch.no_grad()
-def test_predictions_are_averaged_over_shifts():
-    module = make_seg(tuning=None, shifts=2)
+def test_predictions_are_averaged_over_shifts_and_filtered():
+    module = make_seg(tuning=None, shifts=2, guided_filter=True)
     module.configure_model()
     image = torch.randn(1, 1, 64, 64, 64)
-    segmenter = SamMed3DSegmenter(module.net, shifts=2)
+    segmenter = SamMed3DSegmenter(module.net, shifts=2, guided_filter=True)
     segmenter.set_image(image)
     wanted = segmenter.segment([Click((20, 30, 40))])
     assert torch.equal(module.predict_step({"image": image, "points": [((20, 30, 40), True)]}, 0), wanted)

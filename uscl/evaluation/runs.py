@@ -223,7 +223,9 @@ def _protocol(test: Path) -> str:
     region = str(data.get("region", "label")).replace("_", " ")
     words = f"patches around the {region}, {ClickProtocol(**options['protocol']).in_words}"
     shifts = options.get("shifts", 1)
-    return words if shifts == 1 else f"{words}, masks averaged over {shifts} shifts of the token grid"
+    if shifts != 1:
+        words += f", masks averaged over {shifts} shifts of the token grid"
+    return words + ", masks through a guided filter" * bool(options.get("guided_filter"))
 
 
 def _setting(options: dict[str, Any], training: Path) -> Setting:
@@ -248,7 +250,7 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     for name in ("modules", "rank"):
         tuning.pop(name, None)
     model["adapter"] = bool(model.get("adapter"))  # a training that went on is not one that began
-    for name in ("vcl_adapter", "seed", "method", "shifts"):  # shifts are of tests
+    for name in ("vcl_adapter", "seed", "method", "shifts", "guided_filter"):  # the last two are of tests
         model.pop(name, None)
     data.pop("seed", None)
     kept = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "gradient_clip_val",

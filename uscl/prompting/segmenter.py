@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from uscl.backbone import SamMed3D
 from uscl.errors import InputError
 from uscl.prompting.clicks import Click, as_points
+from uscl.prompting.guided_filter import GuidedFilter
 
 if TYPE_CHECKING:
     from uscl.types import LowResLogits, PatchBatch
@@ -45,20 +46,28 @@ class SamMed3DSegmenter:
     around it in several ways. Encoding takes that many times as long, a click somewhat longer. The published protocol
     has one. Averaging over shifts is cycle spinning: Coifman and Donoho 1995, Translation-invariant de-noising.
 
+    With ``guided_filter`` the mask then takes the edges of the image around its own
+    (:class:`~uscl.prompting.guided_filter.GuidedFilter`). The mask prompt of the next step stays what the decoder said.
+
     Args:
         model: the backbone, with or without LoRA.
         accumulate: show the model all clicks so far at every step; else the newest alone.
         shifts: positions of the token grid to average over: 1, 2, 4 or 8.
+        guided_filter: let masks follow the edges of the image; the published protocol does not.
 
     Raises:
         InputError: ``shifts`` is none of these.
     """
 
-    def __init__(self, model: SamMed3D, accumulate: bool = True, shifts: Shifts = 1) -> None:
+    def __init__(
+        self, model: SamMed3D, accumulate: bool = True, shifts: Shifts = 1, guided_filter: bool = False
+    ) -> None:
         self.model = model
         self.accumulate = accumulate
+        self.guided_filter = guided_filter
         self.offsets = grid_offsets(shifts, model.config.patch_size)
         self._embedding: Tensor | None = None
+        self._filter: GuidedFilter | None = None
         self._clicks: list[Click] = []
         self._low: Tensor | None = None
 
@@ -67,6 +76,7 @@ class SamMed3DSegmenter:
         """Encodes the patch, once for all clicks on it."""
         # One after the other: the encoder's activations are what takes memory.
         self._embedding = torch.cat([self.model.encode_image(moved(image, offset)) for offset in self.offsets])
+        self._filter = GuidedFilter(image[0, 0]) if self.guided_filter else None
         self._clicks, self._low = [], None
 
     @torch.no_grad()
@@ -88,12 +98,16 @@ class SamMed3DSegmenter:
             self._low = self.model.decode(self._embedding, points, self._low)[0]
         self._clicks = list(clicks)
         assert self._low is not None
-        size = self.model.config.image_size
+        logits = self._averaged(self._low, self.model.config.image_size)
+        return logits if self._filter is None else self._filter(logits)
+
+    def _averaged(self, low: Tensor, size: int) -> Tensor:
+        """Logits [S, S, S] of low-resolution ones [K, 1, m, m, m] at the K positions of the grid."""
         if len(self.offsets) == 1:
-            return upsample(self._low, size)[0, 0]
-        total = torch.zeros((size,) * 3, device=self._low.device)
-        for low, offset in zip(self._low, self.offsets, strict=True):
-            total += moved(upsample(low[None], size)[0, 0], (-offset[0], -offset[1], -offset[2]))
+            return upsample(low, size)[0, 0]
+        total = torch.zeros((size,) * 3, device=low.device)
+        for one, offset in zip(low, self.offsets, strict=True):
+            total += moved(upsample(one[None], size)[0, 0], (-offset[0], -offset[1], -offset[2]))
         return total / len(self.offsets)
 
     def _points(self, clicks: Sequence[Click]) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,8 @@ class Predictor:
         shifts: positions of the token grid that masks are averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
             8; more follow borders better and take about as many times as long (see
             :class:`uscl.prompting.SamMed3DSegmenter`).
+        guided_filter: let masks follow the edges of the image, which the published inference does not (see
+            :class:`uscl.prompting.guided_filter.GuidedFilter`).
 
     Attributes:
         trunk: the model and what its weights were.
@@ -64,6 +66,7 @@ class Predictor:
         preprocessing: Preprocessing | None = None,
         device: str = "cpu",
         shifts: Shifts = 4,
+        guided_filter: bool = True,
     ) -> None:
         found = load_adapter(adapter) if adapter is not None else None
         self.trunk: Trunk = load_trunk(found.backbone if found else backbone, weights)
@@ -77,7 +80,8 @@ class Predictor:
             raise InputError(f"preprocessing.patch_size is {preprocessing.patch_size}, but the backbone takes {size}")
         self.preprocessing = preprocessing
         self.device = device
-        self._segmenter = SamMed3DSegmenter(self.trunk.model.to(device).eval(), shifts=shifts)
+        model = self.trunk.model.to(device).eval()
+        self._segmenter = SamMed3DSegmenter(model, shifts=shifts, guided_filter=guided_filter)
         self._volume: Volume | None = None
         self._measured = True
         self._encoded: tuple[int, int, int] | None = None

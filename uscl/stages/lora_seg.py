@@ -69,6 +69,8 @@ class LoRASegModule(LightningModule):
         shifts: positions of the token grid that the masks of a test or prediction are averaged over: 1 as published, or
             2, 4 or 8, which takes about as many times as long and follows borders better (see
             :class:`~uscl.prompting.SamMed3DSegmenter`). Result rows say so in the method's name.
+        guided_filter: let the masks of a test or prediction follow the edges of the image (see
+            :class:`~uscl.prompting.guided_filter.GuidedFilter`), told in the method's name likewise.
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped once per epoch.
         activation_checkpointing: recompute encoder blocks in the backward pass: less memory, more time.
@@ -89,6 +91,7 @@ class LoRASegModule(LightningModule):
         test_clicks: tuple[int, ...] = (1, 3, 5, 10),
         protocol: ClickProtocol = ClickProtocol(),
         shifts: Shifts = 1,
+        guided_filter: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         activation_checkpointing: bool = False,
@@ -111,6 +114,7 @@ class LoRASegModule(LightningModule):
         self.test_clicks = tuple(sorted(test_clicks))
         self.protocol = protocol
         self.shifts: Shifts = shifts
+        self.guided_filter = guided_filter
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.activation_checkpointing = activation_checkpointing
@@ -204,7 +208,7 @@ class LoRASegModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Dice within the patch of one object, after each number of clicks in ``val_clicks``."""
         target = batch["target"]
-        for step in self._roll(batch, self.val_clicks):
+        for step in self._roll(batch, self.val_clicks, SamMed3DSegmenter(self.net, self.protocol.accumulate)):
             predicted = step.logits > 0
             total = predicted.sum() + target.sum()
             dice = 2 * (predicted & target).sum() / total
@@ -222,12 +226,14 @@ class LoRASegModule(LightningModule):
         """
         assert self.trunk is not None
         method = self.method if self.shifts == 1 else f"{self.method}, {self.shifts} shifts"
-        steps = self._roll(batch, self.test_clicks, self.shifts)
+        method += ", guided filter" * self.guided_filter
+        segmenter = SamMed3DSegmenter(self.net, self.protocol.accumulate, self.shifts, self.guided_filter)
+        steps = self._roll(batch, self.test_clicks, segmenter)
         return {"steps": steps, "method": method, "weights": self.trunk.weights}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Logits [S, S, S] for somebody's clicks on one object."""
-        segmenter = SamMed3DSegmenter(self.net, shifts=self.shifts)
+        segmenter = SamMed3DSegmenter(self.net, shifts=self.shifts, guided_filter=self.guided_filter)
         segmenter.set_image(batch["image"])
         return segmenter.segment([Click(index, foreground) for index, foreground in batch["points"]])
 
@@ -250,10 +256,10 @@ class LoRASegModule(LightningModule):
             version=uscl.__version__,
         )
 
-    def _roll(self, batch: dict[str, Any], wanted: tuple[int, ...], shifts: Shifts = 1) -> list[RolloutStep]:
+    def _roll(self, batch: dict[str, Any], wanted: tuple[int, ...], segmenter: SamMed3DSegmenter) -> list[RolloutStep]:
         first = batch.get("first_click")
         steps = evaluation_rollout(
-            SamMed3DSegmenter(self.net, self.protocol.accumulate, shifts),
+            segmenter,
             batch["image"],
             batch["target"],
             max(wanted),
