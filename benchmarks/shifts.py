@@ -1,6 +1,6 @@
-"""What averaging masks over shifts of the token grid costs: encoding a patch, and a click on it.
+"""What averaging masks over shifts of the token grid costs, and the guided filter: encoding a patch, a click on it.
 
-All numbers of shifts take turns in one run. What it gains: ``python benchmarks/mini.py --shifts 4``.
+All take turns in one run. What it gains: ``python benchmarks/mini.py --shifts 4 --guided-filter``.
 
     python benchmarks/shifts.py [--backbone mini_fine] [--device cpu] [--rounds 5]
 """
@@ -31,10 +31,11 @@ def main() -> None:
     size = model.config.image_size
     image = torch.randn(1, 1, size, size, size, device=arguments.device)
     clicks = [Click((size // 2 + number, size // 2, size // 2)) for number in range(5)]
-    segmenters = {shifts: SamMed3DSegmenter(model, shifts=shifts) for shifts in get_args(Shifts)}
-    taken: dict[int, tuple[list[float], list[float]]] = {shifts: ([], []) for shifts in segmenters}
+    segmenters = {str(shifts): SamMed3DSegmenter(model, shifts=shifts) for shifts in get_args(Shifts)}
+    segmenters["4, guided filter"] = SamMed3DSegmenter(model, shifts=4, guided_filter=True)
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in segmenters}
     for number in range(arguments.rounds + 1):
-        for shifts, segmenter in segmenters.items():
+        for name, segmenter in segmenters.items():
             start = perf_counter()
             segmenter.set_image(image)
             segmenter.segment(clicks[:1]).cpu()  # waits for the device
@@ -43,14 +44,14 @@ def main() -> None:
                 segmenter.segment(clicks[:count]).cpu()
             clicked = perf_counter()
             if number:  # the first warms up
-                taken[shifts][0].append(encoded - start)
-                taken[shifts][1].append((clicked - encoded) / (len(clicks) - 1))
+                taken[name][0].append(encoded - start)
+                taken[name][1].append((clicked - encoded) / (len(clicks) - 1))
     title = f"{arguments.backbone}, {arguments.device}, {torch.get_num_threads()} threads, median of {arguments.rounds}"
     table = Table("shifts", "patch and first click, s", "times", "further click, s", "times", title=title)
-    first = [median(times) for times in taken[1]]
-    for shifts, own in taken.items():
+    first = [median(times) for times in taken["1"]]
+    for name, own in taken.items():
         cells = [(median(times), median(times) / one) for times, one in zip(own, first, strict=True)]
-        table.add_row(str(shifts), *(text for seconds, ratio in cells for text in (f"{seconds:.2f}", f"{ratio:.1f}")))
+        table.add_row(name, *(text for seconds, ratio in cells for text in (f"{seconds:.2f}", f"{ratio:.1f}")))
     Console(width=100).print(table)
 
 
