@@ -101,6 +101,13 @@ def test_segment_averages_over_shifts_and_filters(scan, tmp_path, capsys):
     assert not (tmp_path / "3.nii.gz").exists()
 
 
+def test_an_empty_mask_is_told(scan, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("uscl.prompting.segmenter.GuidedFilter.__call__", lambda self, logits: logits.clamp(max=-1.0))
+    assert segment(scan, "--points", "20,25,15", "--out", tmp_path / "a.nii.gz") == 0
+    assert "The mask is EMPTY: add clicks, or try --guided_filter false" in caplog.text
+    assert not read_label(tmp_path / "a.nii.gz").array.any()
+
+
 @pytest.mark.parametrize("kind", WORDS)
 def test_bad_images(kind, tmp_path, capsys):
     folder = tmp_path / "in"

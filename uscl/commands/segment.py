@@ -69,6 +69,8 @@ def segment(
         log.warning("The trunk has RANDOM WEIGHTS (--weights null): the mask shows the plumbing, not the object")
     predictor.set_image(volume)
     prediction = predictor.segment(clicks)
+    if not prediction.mask.array.any():
+        log.warning("The mask is EMPTY: add clicks%s", ", or try --guided_filter false" if guided_filter else "")
     if prediction.cut_short:
         log.warning("The mask reaches the border of its patch; the object may go on beyond it")
     write_volume(target, prediction.mask, overwrite)
