@@ -30,7 +30,8 @@ def test_what_is_simulated_by_default_is_what_the_experiments_read(kind, tmp_pat
     assert made == [replace(type(made[0])(), **options)]
 
 
-VERBS = {"vcl": "fit", "lora": "fit", "lora_fine": "fit", "eval_us": "test", "predict_us": "predict"}
+VERBS = {"vcl": "fit", "lora": "fit", "vcl_fine": "fit", "lora_fine": "fit", "eval_us": "test",
+         "predict_us": "predict"}  # fmt: skip
 PRETRAIN = sorted(EXPERIMENTS.glob("pretrain*.yaml"))
 SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}
 DISTILL = EXPERIMENTS / "distill.yaml"
@@ -51,7 +52,7 @@ def small(config: Path, study: Path, folder: Path) -> list[str]:
     if "paper" not in config.parts:
         args += ["--data.study", json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64})]
     if VERBS[name] == "fit":
-        rank = "--model.lora.rank" if name == "vcl" else "--model.tuning.rank"
+        rank = "--model.lora.rank" if name.startswith("vcl") else "--model.tuning.rank"
         args += ["--trainer.max_epochs", "1", "--data.patches_per_epoch", "4", rank, "4"]
         args += ["--data.sampling.minimum_foreground", "20"]
     return args
@@ -67,7 +68,11 @@ def runs(study, tmp_path_factory):
             "--model.vcl_adapter", str(folder / "vcl/adapter.safetensors"), "--model.clicks.count", "3",
             "--trainer.limit_val_batches", "2", "--model.val_clicks", "[1, 2]",
         ],
+        "vcl_fine": [
+            "--model.head_hidden_dim", "16", "--model.head_out_dim", "16", "--model.subvolumes.size", "32",
+        ],
         "lora_fine": [
+            "--model.vcl_adapter", str(folder / "vcl_fine/adapter.safetensors"),
             "--data.train_patch_size", "32", "--data.objects", "2", "--data.batch_size", "2",
             "--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "1", "--model.val_clicks", "[1]",
         ],

@@ -2,15 +2,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from building import make_seg
+from building import make_seg, make_vcl
 
 from uscl.backbone import VARIANTS, build_sam_med3d
 from uscl.backbone.attention import WindowAttention
 from uscl.data import PatchSampling, Preprocessing, VolumeDataModule
 from uscl.errors import InputError
 from uscl.prompting.objects import ObjectClicks
+from uscl.seeds import seeded_draw
+from uscl.stages import VCLPretrainModule
 from uscl.stages.small_patches import on_small_patches
 from uscl.tuning import AdaptFormer, FullTuning, LoRA
+from uscl.vcl import SubVolumes
 
 MIDDLE = slice(16, 48)
 
@@ -115,3 +118,36 @@ def small_patches(study) -> VolumeDataModule:
         str(study), Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
         PatchSampling("foreground", minimum_foreground=20), train_patch_size=32, objects=3, patches_per_epoch=4,
     )  # fmt: skip
+
+
+def compared(size: int | None) -> tuple[VCLPretrainModule, list[tuple[int, ...]], torch.Tensor]:
+    """Stage 1 with sub-volumes of a size: the module after a backward pass, what the encoder saw, the loss."""
+    torch.manual_seed(0)
+    module = make_vcl(subvolumes=SubVolumes(size=size))
+    module.configure_model()
+    torch.nn.init.normal_(module.net.image_encoder.pos_embed, generator=torch.Generator().manual_seed(1))
+    seen: list[tuple[int, ...]] = []
+    module.net.image_encoder.patch_embed.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    image = torch.randn(2, 1, 64, 64, 64, generator=torch.Generator().manual_seed(2))
+    out = module.compare(image, seeded_draw("sizes"))
+    (out.prediction + out.regularisation).backward()
+    return module, seen, out.prediction.detach()
+
+
+def test_stage_one_encodes_subvolumes_of_the_size_that_is_set():
+    module, seen, loss = compared(32)
+    assert seen == [(12, 1, 32, 32, 32)] * 2, "student and teacher, two patches of four bases and two crops"
+    moved = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert {name for name in moved if ".lora_B" in name} == {
+        name for name, p in module.named_parameters() if p.requires_grad and ".lora_B" in name and "student" not in name
+    }
+    assert any("projector" in name for name in moved)
+    own, whole = compared(64), compared(None)
+    assert own[1] == whole[1] == [(12, 1, 64, 64, 64)] * 2
+    assert torch.equal(own[2], whole[2])
+    assert not torch.equal(loss, whole[2])
+
+
+def test_subvolumes_that_do_not_fit_the_encoder():
+    with pytest.raises(InputError, match=r"model\.subvolumes\.size is 48; the backbone takes 64"):
+        make_vcl(subvolumes=SubVolumes(size=48)).configure_model()

@@ -90,6 +90,13 @@ def test_every_attention_layer_of_every_block_is_tuned():
     assert tuned == blocks | decoder | final
 
 
+def test_mlp_means_both_layers_of_every_block_and_nothing_else():
+    model = with_random_b(LoRA(rank=4, projections=("mlp",)))
+    tuned = {name.rsplit(".", 1)[0] for name in lora_state_dict(model)}
+    encoder = {f"image_encoder.blocks.{i}.mlp.lin{j}" for i in range(4) for j in (1, 2)}
+    assert tuned == encoder | {f"mask_decoder.transformer.layers.{i}.mlp.lin{j}" for i in (0, 1) for j in (1, 2)}
+
+
 def test_keys_and_values_of_the_base_are_untouched():
     model = build_sam_med3d("tiny")
     base = {name: value.clone() for name, value in model.state_dict().items()}
@@ -111,7 +118,7 @@ def test_k_is_not_adapted():
 
 
 def test_merged_equals_unmerged_and_merging_twice_is_merging_once():
-    model = with_random_b(LoRA(rank=4, alpha=8))
+    model = with_random_b(LoRA(rank=4, alpha=8, projections=("q", "v", "mlp")))
     wanted = run(model)
     merged = merge_lora(copy.deepcopy(model))
     assert not any(isinstance(module, loralib.LoRALayer) for module in merged.modules())
@@ -138,7 +145,7 @@ def test_the_padded_window_tokens_keep_their_fold():
     """LoRA has no bias, so zero tokens still have the bias as key and value: the fold stays exact."""
     from backbone.padded_oracle import padded_encoder
 
-    model = with_random_b(LoRA(rank=4)).double()
+    model = with_random_b(LoRA(rank=4, projections=("q", "v", "mlp"))).double()
     image = torch.randn(1, 1, 64, 64, 64, dtype=torch.float64)
     found, wanted = model.encode_image(image), padded_encoder(model.image_encoder, image)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)

@@ -27,6 +27,8 @@ from uscl.tuning.method import ROOTS
 METHODS = {
     "lora": LoRA(rank=4), "lora of the encoder": LoRA(rank=4, modules="encoder"),
     "lora of everything": LoRA(rank=4, projections=("q", "k", "v", "out"), decoder_rank=2, dropout=0.1),
+    "lora of every linear layer": LoRA(rank=4, projections=("q", "k", "v", "out", "mlp"), dropout=0.1),
+    "lora of the MLPs": LoRA(rank=4, projections=("mlp",)),
     "lora of k": LoRA(rank=2, projections=("k",), alpha=4, rank_stabilised=True),
     "adaptformer": AdaptFormer(width=8),
     "adaptformer of the decoder": AdaptFormer(8, modules="decoder", layer_norm=True),

@@ -113,12 +113,19 @@ def test_cut_takes_the_right_voxels_and_the_encoder_size():
     torch.testing.assert_close(boxes[1, 0].mean(), patch[8:, :8].mean())
     whole = cut(patch[None], torch.tensor([[0, 0, 0]]), (16, 16, 16))
     assert torch.equal(whole[0, 0], patch)
+    halves = cut(patch[None], torch.tensor([[0, 8, 0]]), (8, 8, 16), 8)
+    torch.testing.assert_close(halves[0, 0], patch[:8, 8:].unflatten(2, (8, 2)).mean(-1))
 
 
 @pytest.mark.parametrize("wrong", [{"grid": (1, 1, 1)}, {"crops": 0}, {"grid": (2, 0, 1)}])
 def test_impossible_subvolumes(wrong):
     with pytest.raises(InputError, match="at least two base volumes and one crop"):
         SubVolumes(**wrong)
+
+
+def test_subvolumes_of_no_size():
+    with pytest.raises(InputError, match="a size of at least one voxel, found 0"):
+        SubVolumes(size=0)
 
 
 def test_grid_that_does_not_divide_the_patch():

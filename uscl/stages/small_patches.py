@@ -19,7 +19,7 @@ from uscl.errors import InputError
 M = TypeVar("M", bound=nn.Module)
 
 
-def on_small_patches(model: SamMed3D, size: int) -> SamMed3D:
+def on_small_patches(model: SamMed3D, size: int, setting: str = "data.train_patch_size") -> SamMed3D:
     """The model for smaller patches, which are taken to lie in the middle of those that it is for.
 
     Everything learned is the model's own, whatever tuning method has put into it: gradients reach it, codes of
@@ -30,13 +30,14 @@ def on_small_patches(model: SamMed3D, size: int) -> SamMed3D:
     Args:
         model: for patches of ``model.config.image_size`` voxels.
         size: edge of the smaller patches, voxels.
+        setting: where it was set, for the error.
 
     Raises:
         InputError: the patches are larger than the model's, no whole tokens, or cannot lie in the middle.
     """
     config = replace(model.config, image_size=size)
     if size > model.config.image_size or (model.config.grid_size - config.grid_size) % 2:
-        raise InputError(f"data.train_patch_size is {size}; the backbone takes {model.config.image_size}, from which "
+        raise InputError(f"{setting} is {size}; the backbone takes {model.config.image_size}, from which "
                          f"an even number of tokens of {config.patch_size} voxels can be taken off")  # fmt: skip
     small = _copied(model)
     small.config = config

@@ -21,6 +21,7 @@ from uscl.stages.common import (
     data_preprocessing,
     remember_trunk,
 )
+from uscl.stages.small_patches import on_small_patches
 from uscl.tuning import Adapter, LoRA, lora_state_dict
 from uscl.vcl import EmaTeacher, SubVolumes, VCLHead, VCLStudent, cut, position_labels, vcl_losses
 from uscl.vcl.losses import LossForm, VCLOutput
@@ -103,6 +104,7 @@ class VCLPretrainModule(LightningModule):
         self.net.image_encoder.activation_checkpointing = self.activation_checkpointing
         self.student = VCLStudent(self.net.image_encoder, VCLHead(self.net.config.prompt_dim, *self.head_options))
         self.teacher = EmaTeacher(self.student, self.momentum)
+        self._sized()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the trunk."""
@@ -153,16 +155,26 @@ class VCLPretrainModule(LightningModule):
         bases = self.subvolumes.base_corners(size)
         crops = [self.subvolumes.draw_crop_corners(size, draw) for _ in patches]
         labels = torch.stack([position_labels(corners, bases, edges) for corners in crops]).to(patches.device)
+        encoded = self.subvolumes.size
         cubes = torch.cat(
-            [cut(patch, corners, edges) for patch, corners in zip(patches, crops, strict=True)]
-            + [cut(patch, bases, edges) for patch in patches]
+            [cut(patch, corners, edges, encoded) for patch, corners in zip(patches, crops, strict=True)]
+            + [cut(patch, bases, edges, encoded) for patch in patches]
         )
         shape = (len(patches), -1)
         split = (len(patches) * self.subvolumes.crops, len(patches) * self.subvolumes.number)
-        student = [part.unflatten(0, shape) for part in self.student(cubes).split(split)]
-        teacher = [part.unflatten(0, shape) for part in self.teacher(self.student, cubes).split(split)]
+        network = self._sized()
+        student = [part.unflatten(0, shape) for part in network(cubes).split(split)]
+        teacher = [part.unflatten(0, shape) for part in self.teacher(network, cubes).split(split)]
         with torch.autocast(patches.device.type, enabled=False):
             return vcl_losses(student[0], teacher[0], student[1], teacher[1], labels, self.loss_form)
+
+    def _sized(self) -> VCLStudent:
+        """The student for sub-volumes of the size that is set, over the same weights."""
+        size = self.subvolumes.size
+        if size is None or size == self.net.config.image_size:
+            return self.student
+        small = on_small_patches(self.net, size, "model.subvolumes.size")
+        return VCLStudent(small.image_encoder, self.student.head)
 
     def _follow(self) -> None:
         """Updates the teacher if the optimiser has stepped since it last was."""

@@ -1,4 +1,4 @@
-r"""Low-rank adaptation of SAM-Med3D's attention layers, with the layers of loralib.
+r"""Low-rank adaptation of SAM-Med3D's attention layers and MLPs, with the layers of loralib.
 
 ::
 
@@ -7,7 +7,8 @@ r"""Low-rank adaptation of SAM-Med3D's attention layers, with the layers of lora
 The encoder packs q, k and v into one linear layer, so its layer is loralib's ``MergedLinear``, which gives q and v an
 A and a B of their own and leaves k alone; the decoder's q and v projections are separate linear layers. In
 ``vit_b_ori`` at rank 32 that is 12 x 2 x 32 x (768 + 768) = 1,179,648 weights in the encoder and 282,624 in the
-decoder.
+decoder. Linear layers of the MLPs are tuned only where asked for: with them, LoRA of a language model came up to full
+tuning, without them it did not (section 4 of https://arxiv.org/abs/2305.14314).
 
 Source: equation 7 of the paper; LoRA, https://arxiv.org/abs/2106.09685. loralib is always built with
 ``merge_weights=False``: its default merges inside ``eval()`` and un-merges inside ``train()``, but Lightning restores
@@ -19,18 +20,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import loralib
 from torch import Tensor, nn
 
 from uscl.backbone import SamMed3D
 from uscl.backbone.attention import WindowAttention
-from uscl.backbone.mask_decoder import DecoderAttention
+from uscl.backbone.image_encoder import Mlp
+from uscl.backbone.mask_decoder import DecoderAttention, DecoderMlp
 from uscl.errors import InputError
 from uscl.tuning.method import Modules, Part, TuningMethod
 
-Projection = Literal["q", "k", "v", "out"]
+Projection = Literal["q", "k", "v", "out", "mlp"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,10 @@ class LoRA(TuningMethod):
         rank: r, the width of the bottleneck; 32 is the paper's best.
         alpha: scale of the update, which is multiplied by alpha / rank. None ties it to the rank (a scale of 1), so
             that a sweep over ranks compares ranks and not step sizes.
-        modules: tune the attention layers of the image ``encoder``, of the mask ``decoder``, or of ``both``.
+        modules: tune the transformer layers of the image ``encoder``, of the mask ``decoder``, or of ``both``.
         dropout: share of the inputs of A that is dropped in training.
-        projections: which of every attention layer's projections.
+        projections: which of every attention layer's projections; ``mlp`` stands for both linear layers of every
+            transformer block's MLP.
         decoder_rank: r in the decoder; None for that of the encoder.
         rank_stabilised: multiply by alpha / sqrt(rank) instead (rsLoRA, https://arxiv.org/abs/2312.03732); needs alpha.
     """
@@ -67,8 +71,9 @@ class LoRA(TuningMethod):
             raise InputError("LoRA's rank_stabilised needs alpha: without one the scale is 1 at every rank")
         if not 0 <= self.dropout < 1:
             raise InputError(f"LoRA's dropout must lie in [0, 1), found {self.dropout}")
-        if not self.projections or set(self.projections) - {"q", "k", "v", "out"}:
-            raise InputError(f"LoRA's projections are q, k, v and out, at least one; found {list(self.projections)}")
+        if not self.projections or set(self.projections) - set(PROJECTIONS):
+            known = ", ".join(PROJECTIONS)
+            raise InputError(f"LoRA's projections are of {known}, at least one; found {list(self.projections)}")
 
     def rank_of(self, part: Part) -> int:
         """R in one part."""
@@ -87,7 +92,7 @@ class LoRA(TuningMethod):
         # loralib multiplies by lora_alpha / r.
         alpha = self.scale_of(part) * rank
         options = {"r": rank, "lora_alpha": alpha, "lora_dropout": self.dropout, "merge_weights": False}
-        for parent, name, layer in list(_attention_projections(model, part, self.projections)):
+        for parent, name, layer in list(_tuned_layers(model, part, self.projections)):
             if name == "qkv":
                 flags = [projection in self.projections for projection in ("q", "k", "v")]
                 tuned: nn.Linear = loralib.MergedLinear(
@@ -138,19 +143,22 @@ def merge_lora(model: nn.Module) -> nn.Module:
     return model
 
 
-def _attention_projections(
+def _tuned_layers(
     model: SamMed3D, part: Part, projections: tuple[Projection, ...]
 ) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Every attention layer's projections that get LoRA, with the module that holds them."""
+    """Every linear layer that gets LoRA, with the module that holds it."""
     if part == "encoder":
         names = ["qkv"] * bool({"q", "k", "v"}.intersection(projections)) + ["proj"] * ("out" in projections)
     else:
-        names = [f"{projection}_proj" for projection in projections]
+        names = [f"{projection}_proj" for projection in projections if projection != "mlp"]
     root = model.image_encoder if part == "encoder" else model.mask_decoder
     for module in root.modules():
         if isinstance(module, WindowAttention | DecoderAttention):
             for name in names:
                 yield module, name, getattr(module, name)
+        elif isinstance(module, Mlp | DecoderMlp) and "mlp" in projections:
+            yield module, "lin1", module.lin1
+            yield module, "lin2", module.lin2
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
