@@ -64,16 +64,22 @@ reproduce-mini: .venv/installed ## what stages 1 and 2 do for the embedded backb
 FINE := runs/fine-study
 FINE_STUDY := --data.root $(FINE)/data --data.study.patients 20 --data.study.sweeps_per_patient 2
 
-reproduce-fine: .venv/installed ## the same for mini_fine, stage 2 alone, on small patches; an hour on two cores; replaces runs/fine-study
+reproduce-fine: .venv/installed ## the same for mini_fine, on small patches; two hours on two cores; replaces runs/fine-study
 	@if [ -d $(FINE) ]; then echo "replacing the study of an earlier run in $(FINE)"; rm -rf $(FINE); fi
 	$(BIN)/uscl simulate ultrasound --out $(FINE)/data --patients 20 --workers 2
-	$(BIN)/uscl fit --config experiments/lora_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/lora
+	$(BIN)/uscl fit --config experiments/vcl_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/vcl
+	$(BIN)/uscl fit --config experiments/lora_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/lora \
+	  --model.vcl_adapter $(FINE)/vcl/adapter.safetensors
+	$(BIN)/uscl fit --config experiments/lora_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/lora-random \
+	  --model.weights null
 	$(BIN)/uscl test --config experiments/eval_us.yaml $(FINE_STUDY) --trainer.default_root_dir $(FINE)/test-untouched \
 	  --model.backbone mini_fine
+	$(BIN)/uscl test --config experiments/eval_us.yaml $(FINE_STUDY) --trainer.default_root_dir $(FINE)/test-random \
+	  --model.backbone mini_fine --model.weights null --model.adapter $(FINE)/lora-random/adapter.safetensors
 	$(BIN)/uscl test --config experiments/eval_us.yaml $(FINE_STUDY) --trainer.default_root_dir $(FINE)/test \
 	  --model.adapter $(FINE)/lora/adapter.safetensors
-	$(BIN)/python benchmarks/compare.py "mini_fine, untouched=$(FINE)/test-untouched/rows.csv" \
-	  "mini_fine, LoRA=$(FINE)/test/rows.csv" --out $(FINE)/table.md
+	$(BIN)/python benchmarks/compare.py "LoRA from random weights=$(FINE)/test-random/rows.csv" \
+	  "mini_fine, untouched=$(FINE)/test-untouched/rows.csv" "mini_fine, VCL and LoRA=$(FINE)/test/rows.csv" --out $(FINE)/table.md
 
 ABLATION := runs/ablation
 SMALL := --config experiments/ablation/testing.yaml

@@ -28,29 +28,31 @@ _FILES = (
 _FOLDERS = ("checkpoints", "pictures", "masks", "tests", "wandb")
 # Set for the processes that Lightning starts, so that all ranks write to one folder.
 SHARED = "USCL_RUN_FOLDER"
+# What torchrun and srun set for the processes that they start.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def claim_run_folder(wanted: str | os.PathLike[str], overwrite: bool) -> Path:
     """Decides where a run writes.
 
     An empty or missing folder is taken as it is. One that is in use is left alone and its name gets a number
-    (``runs/vcl``, ``runs/vcl-2``, ...); with ``overwrite`` the outputs of the run in it are removed first.
+    (``runs/vcl``, ``runs/vcl-2``, ...); with ``overwrite`` the outputs of the run in it are removed first. Of several
+    runs that begin at once each gets its own.
 
     Raises:
         InputError: ``overwrite`` is given for a folder that holds something else than a run.
     """
     if SHARED in os.environ:
         return Path(os.environ[SHARED])
-    folder = Path(wanted).expanduser()
-    if _in_use(folder):
-        if overwrite:
-            _remove_run(folder)
-        else:
-            number = 2
-            while _in_use(folder.with_name(f"{folder.name}-{number}")):
-                number += 1
-            folder = folder.with_name(f"{folder.name}-{number}")
-    folder.mkdir(parents=True, exist_ok=True)
+    first = folder = Path(wanted).expanduser()
+    if overwrite and _in_use(folder):
+        _remove_run(folder)
+        _take(folder)
+    else:
+        number = 1
+        while _in_use(folder) or not _take(folder):
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
     os.environ[SHARED] = str(folder)
     return folder
 
@@ -96,11 +98,13 @@ def release_run_folder(abandon: bool = False) -> None:
     """Ends what :func:`claim_run_folder` began, for programs that run several runs in one process.
 
     Args:
-        abandon: the run could not begin; if it left nothing but its record, that and the folder are removed.
+        abandon: the run could not begin; if it left nothing but its record and configuration, those and the folder are
+            removed. A folder that was taken and got no configuration is removed in any case.
     """
     folder = os.environ.pop(SHARED, None)
-    if abandon and folder is not None and {path.name for path in Path(folder).glob("*")} <= {RECORD, "config.yaml"}:
-        shutil.rmtree(folder)
+    nothing = {RECORD, "config.yaml"} if abandon else {RECORD}
+    if folder is not None and {path.name for path in Path(folder).glob("*")} <= nothing:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def begin_record(folder: Path, seed: Any) -> None:
@@ -129,6 +133,22 @@ def end_record(folder: Path, status: str, **more: str) -> None:
 
 def _in_use(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _take(folder: Path) -> bool:
+    """Marks a folder as in use; False if another run has just done so.
+
+    Processes that a launcher started are one run and are to find the same folder, each by itself.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(name in os.environ for name in _RANKS):
+        return True
+    try:
+        with (folder / RECORD).open("x", encoding="utf-8") as file:
+            file.write('{"status": "starting"}\n')
+    except FileExistsError:
+        return False
+    return True
 
 
 def _remove_run(folder: Path) -> None:

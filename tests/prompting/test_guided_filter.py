@@ -97,3 +97,12 @@ def test_a_segmenter_filters_what_it_would_say_else(shifts):
             logits = filtered.segment(clicks)
             assert not torch.equal(logits, plain.segment(clicks))
             assert torch.equal(logits, GuidedFilter(image[0, 0])(plain.segment(clicks)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tf32_does_not_reach_it(monkeypatch):
+    image, inside = scene()
+    image, logits = 3 + image, 8 * inside.float() - 4
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    found = GuidedFilter(image.cuda())(logits.cuda())
+    torch.testing.assert_close(found.cpu(), GuidedFilter(image)(logits), rtol=1e-3, atol=1e-3)

@@ -28,18 +28,20 @@ class GuidedFilter:
 
     def __init__(self, image: Tensor, radius: int = 3, noise: float = 0.03, gain: float = 2.0) -> None:
         self._gain = gain
-        self._window = _window(image.shape[-1], radius).to(image.device)
-        self._image = image.float()
+        # Where a user allows TF32 a CUDA device multiplies floats with 10 bits, doubles never.
+        self._dtype = torch.float64 if image.is_cuda else torch.float32
+        self._window = _window(image.shape[-1], radius).to(image.device, self._dtype)
+        self._image = image.to(self._dtype)
         self._mean = self._means(self._image)
         self._variance = (self._means(self._image.square()) - self._mean.square()).clamp_min(0) + noise
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits [S, S, S], from -4 to 4 but for what an edge adds, of logits [S, S, S]."""
-        values = logits.float().clamp(-SURE, SURE)
+        values = logits.to(self._dtype).clamp(-SURE, SURE)
         mean = self._means(values)
         slope = (self._means(self._image * values) - self._mean * mean) / self._variance
         slope *= self._gain
-        return self._means(slope) * self._image + self._means(mean - slope * self._mean)
+        return (self._means(slope) * self._image + self._means(mean - slope * self._mean)).float()
 
     def _means(self, values: Tensor) -> Tensor:
         """Means over the cube around every voxel [S, S, S]; at the border over what of it lies inside."""
