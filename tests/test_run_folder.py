@@ -6,6 +6,13 @@ import pytest
 from uscl.run_folder import RECORD, SHARED, claim_run_folder, release_run_folder
 
 
+@pytest.fixture(autouse=True)
+def no_run_before_or_after():
+    os.environ.pop(SHARED, None)
+    yield
+    os.environ.pop(SHARED, None)
+
+
 def claim(folder: str) -> str:
     os.environ.pop(SHARED, None)  # every task is a run of its own
     return claim_run_folder(folder, overwrite=False).name
@@ -20,20 +27,17 @@ def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path):
 def test_processes_of_a_launcher_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert {claim(str(tmp_path / "vcl")), claim(str(tmp_path / "vcl"))} == {"vcl"}
-    monkeypatch.delenv(SHARED)
 
 
 @pytest.mark.parametrize("abandon", [True, False])
-def test_a_run_that_never_began_leaves_nothing(tmp_path, monkeypatch, abandon):
-    monkeypatch.delenv(SHARED, raising=False)
+def test_a_run_that_never_began_leaves_nothing(tmp_path, abandon):
     folder = claim_run_folder(tmp_path / "vcl", overwrite=False)
     assert (folder / RECORD).is_file()
     release_run_folder(abandon)
     assert not folder.exists()
 
 
-def test_a_run_that_failed_later_keeps_what_it_has(tmp_path, monkeypatch):
-    monkeypatch.delenv(SHARED, raising=False)
+def test_a_run_that_failed_later_keeps_what_it_has(tmp_path):
     folder = claim_run_folder(tmp_path / "vcl", overwrite=False)
     (folder / "config.yaml").touch()
     release_run_folder()
