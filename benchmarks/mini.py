@@ -62,10 +62,10 @@ class Group(NamedTuple):
 
 
 def phantoms(folder: Path, patients: int) -> Iterator[Group]:
-    """Patients that no training has met."""
-    scans = ScanStudy(patients, SEED)
-    amos = simulate_study(LAYOUTS["amos"], folder / "amos", scans, 2)
-    brats = simulate_study(LAYOUTS["brats"], folder / "brats", scans, 2)
+    """Patients that no training has met: as many CTs, heads and (two sweeps each) sweeps, and half as many MRs."""
+    torsos = patients + (patients - 1) // 2  # two CTs, then an MR
+    amos = simulate_study(LAYOUTS["amos"], folder / "amos", ScanStudy(torsos, SEED), 2)
+    brats = simulate_study(LAYOUTS["brats"], folder / "brats", ScanStudy(patients, SEED), 2)
     sweeps = simulate_study(LAYOUTS["ultrasound"], folder / "ultrasound", SweepStudy(patients, 2, SEED), 2)
     yield Group("phantom CT", read_amos(amos, "ct"), True, 3.375)
     yield Group("phantom MR", read_amos(amos, "mr"), False, 3.375)

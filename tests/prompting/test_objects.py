@@ -89,19 +89,22 @@ def test_clicks_that_are_not_learned_from_only_lead_there(objects):
     model = build_sam_med3d("tiny").eval()
     embedding = model.encode_image(torch.randn(2, 1, 64, 64, 64)).detach()
     seen = {}
-    for learned in (None, 2, 9):
-        seen[learned] = []
+    for learned, first in ((None, False), (2, False), (9, False), (2, True), (3, True)):
+        logits, losses = seen[learned, first] = [], []
 
-        def keep(logits, share, to=seen[learned]):
-            to.append(logits)
-            return soft_dice_bce(logits, share)
+        def keep(low, share, logits=logits, losses=losses):
+            logits.append(low)
+            losses.append(soft_dice_bce(low, share))
+            return losses[-1]
 
-        clicks = ObjectClicks(4, 4, all_shown=1.0, learned=learned)
+        clicks = ObjectClicks(4, 4, all_shown=1.0, learned=learned, first_learned=first)
         loss, _ = objects_rollout(model, embedding, objects, keep, clicks, generator(3))
         assert loss.requires_grad
-    assert [len(logits) for logits in seen.values()] == [4, 2, 4]
-    for whole, short in zip(seen[None][2:], seen[2], strict=True):
-        torch.testing.assert_close(short, whole)
+        torch.testing.assert_close(loss, torch.stack(losses).mean())
+    assert [len(logits) for logits, _ in seen.values()] == [4, 2, 4, 3, 4]
+    whole = seen[None, False][0]
+    torch.testing.assert_close(seen[2, False][0], whole[2:])
+    torch.testing.assert_close(seen[2, True][0], [whole[0], *whole[2:]])
 
 
 def test_a_finished_object_gets_a_click_on_itself(objects):

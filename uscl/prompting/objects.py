@@ -32,12 +32,15 @@ class ObjectClicks:
             SAM-Med3D trains.
         learned: the last so many clicks of a step are learned from; those before only lead there, which takes a third
             of the time. Null learns from all.
+        first_learned: the first click of every step is learned from, too: what it cannot know from clicks it must know
+            from the image.
     """
 
     fewest: int = 1
     most: int = 6
     all_shown: float = 0.7
     learned: int | None = None
+    first_learned: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.fewest <= self.most or not 0 <= self.all_shown <= 1:
@@ -76,8 +79,8 @@ def objects_rollout(
     low = embedding.new_zeros(len(objects), 1, *share.shape[1:])
     coords = torch.zeros(len(objects), 0, 3, dtype=torch.long, device=objects.device)
     labels = torch.zeros(len(objects), 0, dtype=torch.long, device=objects.device)
-    total = embedding.new_zeros(())
-    learned = min(count, clicks.learned or count)
+    losses = []
+    unlearned = range(int(clicks.first_learned), count - (clicks.learned or count))
     for step in range(count):
         wrong = ((low[:, 0].detach() > 0) != wanted).float()
         # The first click, and one where nothing is wrong, lie on the object, as in SAM-Med3D's inference.
@@ -89,13 +92,13 @@ def objects_rollout(
             new, is_object = _click(objects, torch.where(finished, share, wrong), wanted | finished, generator)
         coords, labels = torch.cat([coords, new[:, None]], 1), torch.cat([labels, is_object[:, None]], 1)
         points = (coords, labels) if accumulate else (coords[:, -1:], labels[:, -1:])
-        if step < count - learned:
+        if step in unlearned:
             with torch.no_grad():
                 low = model.decode(embedding, points, low)[0]
             continue
         low = model.decode(embedding, points, low)[0]
-        total = total + loss(low, share[:, None])
-    return total / learned, _dice(low.detach(), wanted)
+        losses.append(loss(low, share[:, None]))
+    return torch.stack(losses).mean(), _dice(low.detach(), wanted)
 
 
 def soft_dice_bce(logits: Tensor, share: Tensor, balance: float = 0.0) -> Tensor:
