@@ -233,7 +233,7 @@ def main() -> None:
     )
     parser.add_argument("--shifts", type=int, default=1, choices=get_args(Shifts), help="of the token grid, averaged")
     parser.add_argument("--guided-filter", action="store_true", help="masks follow the edges of the image")
-    parser.add_argument("--patients", type=int, default=8)
+    parser.add_argument("--patients", type=int, default=8, help="CTs, heads, patients with sweeps; half as many MRs")
     parser.add_argument("--skip-phantoms", action="store_true")
     parser.add_argument("--set", nargs=4, action="append", default=[], metavar=("NAME", "LAYOUT", "ROOT", "MODALITY"))
     parser.add_argument("--data", type=Path, default=Path("data/phantom/held_out"))
