@@ -241,8 +241,14 @@ def run(args: list[str] | None) -> None:
             parser_kwargs={"prog": "uscl", "version": uscl.__version__},
             args=args,
         )
-    except InputError:
+    except ValueError as error:
+        # What a module or data module says while it is built comes wrapped in jsonargparse's words.
+        told: BaseException | None = error
+        while told is not None and not isinstance(told, InputError):
+            told = told.__cause__
+        if told is None:
+            raise
         release_run_folder(abandon=True)
-        raise
+        raise told from None
     finally:
         release_run_folder()

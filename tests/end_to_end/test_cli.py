@@ -286,3 +286,18 @@ def test_stage_0_on_two_processes(tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=400)
     assert json.loads((tmp_path / "run" / "cost.json").read_text())["processes"] == 2
     assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--model.weights", "nothing.safetensors"], "nothing.safetensors: no such checkpoint file"),
+        (["--data.objects", "0"], "objects, batch_size, uses and val_patches must be at least 1"),
+    ],
+)
+def test_what_a_module_says_while_it_is_built_is_told_in_one_line(tmp_path, capsys, wrong, words):
+    command = ["fit", "--config", str(EXPERIMENTS / "pretrain.yaml"), "--trainer.accelerator", "cpu"]
+    assert main([*command, "--trainer.default_root_dir", str(tmp_path / "run"), *wrong]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("uscl: error:"))
+    assert words in line
+    assert not (tmp_path / "run").exists()

@@ -32,13 +32,9 @@ class RandomPositionalEncoding(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, frequencies))
 
     def forward(self, unit: Tensor) -> Tensor:
-        """Codes positions given in [0, 1]^3, under autocast in its precision."""
-        device = unit.device.type
-        # Half precision would round a position to half a voxel before its phase is taken, many turns of it.
-        with torch.autocast(device, enabled=False):
-            angle = 2 * pi * ((2 * unit - 1) @ self.positional_encoding_gaussian_matrix)
-            code = torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)
-        return code.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else code
+        """Codes positions given in [0, 1]^3."""
+        angle = 2 * pi * ((2 * unit - 1) @ self.positional_encoding_gaussian_matrix)
+        return torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)
 
 
 class PromptEncoder(nn.Module):
