@@ -5,7 +5,7 @@ it, later ones are random voxels of what is wrong. Clicks and cases are fixed by
 backbones can be compared row by row. Then one click is moved to another object of the patch: does the mask follow?
 
     python benchmarks/mini.py [--weights embedded] [--patients 8] [--card uscl/backbone/embedded/mini.json]
-    python benchmarks/mini.py --backbone mini_fine --shifts 4 --guided-filter --out runs/fine \
+    python benchmarks/mini.py --backbone mini_fine --shifts 4 --guided-filter --first-twice --out runs/fine \
       --against runs/mini/rows.csv
     python benchmarks/mini.py --skip-phantoms --set "real CT" folder scans/ct CT --set "BraTS" brats scans/brats t2f
 
@@ -46,8 +46,8 @@ CLICKS = (1, 3, 5, 10)
 MEAN = "mean over classes"
 SEED = 20_261
 """Of the held-out studies; training draws its anatomies under other names."""
-GUIDED = ", guided filter"
-"""Told with a group whose masks went through one."""
+GUIDED, TWICE = ", guided filter", ", first click twice"
+"""Told with a group whose masks went through one, and whose first click was decoded twice."""
 CLICKABLE = 1000
 """Voxels that an object needs for the click to be moved to it."""
 
@@ -175,7 +175,7 @@ def against(rows: list[dict[str, object]], file: Path) -> list[dict[str, object]
 
 
 def _object(row: Mapping[str, object]) -> tuple[str, str, str]:
-    return re.sub(rf"(, \d shifts)?({GUIDED})?$", "", str(row["group"])), str(row["case"]), str(row["class"])
+    return re.sub(rf"(, \d shifts)?({GUIDED})?({TWICE})?$", "", str(row["group"])), str(row["case"]), str(row["class"])
 
 
 def table(lines: list[dict[str, object]], what: str = "Dice") -> Table:
@@ -233,6 +233,7 @@ def main() -> None:
     )
     parser.add_argument("--shifts", type=int, default=1, choices=get_args(Shifts), help="of the token grid, averaged")
     parser.add_argument("--guided-filter", action="store_true", help="masks follow the edges of the image")
+    parser.add_argument("--first-twice", action="store_true", help="the first click is decoded twice")
     parser.add_argument("--patients", type=int, default=8, help="CTs, heads, patients with sweeps; half as many MRs")
     parser.add_argument("--skip-phantoms", action="store_true")
     parser.add_argument("--set", nargs=4, action="append", default=[], metavar=("NAME", "LAYOUT", "ROOT", "MODALITY"))
@@ -250,13 +251,14 @@ def main() -> None:
         start_at_clicks(trunk.model)
     groups = [] if arguments.skip_phantoms else list(phantoms(arguments.data, arguments.patients))
     groups += [own(*given) for given in arguments.set]
-    segmenter = SamMed3DSegmenter(trunk.model, shifts=arguments.shifts, guided_filter=arguments.guided_filter)
+    segmenter = SamMed3DSegmenter(trunk.model, True, arguments.shifts, arguments.guided_filter, arguments.first_twice)
     cases = [(group, case) for group in groups for case in group.data_set.cases if case.label]
     rows = [row for group, case in track(cases, "Scans") for row in evaluate(group, case, segmenter)]
     if not rows:
         parser.error("nothing to score: no case has a label with an object that is large enough")
     # Groups of their own in the card, on the same first clicks.
     inference = f", {arguments.shifts} shifts" * (arguments.shifts > 1) + GUIDED * arguments.guided_filter
+    inference += TWICE * arguments.first_twice
     for row in rows:
         row["group"] = f"{row['group']}{inference}"
     arguments.out.mkdir(parents=True, exist_ok=True)

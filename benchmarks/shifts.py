@@ -1,6 +1,6 @@
-"""What averaging masks over shifts of the token grid costs, and the guided filter: encoding a patch, a click on it.
+"""What averaging over shifts of the token grid costs, the guided filter, and decoding the first click twice.
 
-All take turns in one run. What it gains: ``python benchmarks/mini.py --shifts 4 --guided-filter``.
+All take turns in one run. What it gains: ``python benchmarks/mini.py --shifts 4 --guided-filter --first-twice``.
 
     python benchmarks/shifts.py [--backbone mini_fine] [--device cpu] [--rounds 5]
 """
@@ -33,6 +33,7 @@ def main() -> None:
     clicks = [Click((size // 2 + number, size // 2, size // 2)) for number in range(5)]
     segmenters = {str(shifts): SamMed3DSegmenter(model, shifts=shifts) for shifts in get_args(Shifts)}
     segmenters["4, guided filter"] = SamMed3DSegmenter(model, shifts=4, guided_filter=True)
+    segmenters["4, guided filter, first click twice"] = SamMed3DSegmenter(model, True, 4, True, True)
     taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in segmenters}
     for number in range(arguments.rounds + 1):
         for name, segmenter in segmenters.items():

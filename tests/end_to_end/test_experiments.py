@@ -194,6 +194,8 @@ def test_protocols_and_what_they_change(runs, study, tmp_path):
     assert {row.method for row in found["shifts"]} == {"USCL-Med3D, 4 shifts"}
     assert digits["guided_filter"] != ours
     assert {row.method for row in found["guided_filter"]} == {"USCL-Med3D, guided filter"}
+    assert digits["first_twice"] != ours
+    assert {row.method for row in found["first_twice"]} == {"USCL-Med3D, first click twice"}
     best = {(r.case, r.class_name, r.clicks): r.dice for r in found["sam_med3d_paper"]}
     assert all(best[case, name, 3] >= best[case, name, 1] - 0.05 for case, name, _ in best), "the best of more masks"
 

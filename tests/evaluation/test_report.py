@@ -227,7 +227,8 @@ def test_the_protocol_is_told_and_never_mixed(study, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "published", "words"),
     [("shifts", 4, 1, "masks averaged over 4 shifts of the token grid"),
-     ("guided_filter", True, False, "masks through a guided filter")],
+     ("guided_filter", True, False, "masks through a guided filter"),
+     ("first_twice", True, False, "the first click decoded twice")],
 )  # fmt: skip
 def test_inference_is_told_and_never_mixed(study, tmp_path, name, value, published, words):
     tests = [path.parent for path in study.rglob("rows.csv") if path.parent.name == "BraTS"]

@@ -2,10 +2,12 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from uscl.backbone import build_sam_med3d
 from uscl.errors import InputError
 from uscl.prompting import Click, SamMed3DSegmenter, TrainingClicks, evaluation_rollout, training_rollout
+from uscl.prompting.clicks import as_points
 from uscl.seeds import seeded_draw
 
 
@@ -108,6 +110,21 @@ def test_segmenter_replays_clicks_one_by_one(shifts):
         at_once.segment([])
     with pytest.raises(InputError, match="needs an image"):
         SamMed3DSegmenter(model).segment(clicks)
+
+
+@torch.no_grad()
+def test_the_first_click_alone_is_decoded_twice():
+    """The second time it meets its own mask; from there on every click is decoded once, as always."""
+    model = build_sam_med3d("tiny").eval()
+    image = torch.randn(1, 1, 64, 64, 64)
+    clicks = [Click((30, 30, 30)), Click((10, 50, 20), False), Click((40, 30, 31))]
+    segmenter = SamMed3DSegmenter(model, first_twice=True)
+    segmenter.set_image(image)
+    embedding, low = model.encode_image(image), torch.zeros(1, 1, *(model.config.mask_size,) * 3)
+    for shown in (clicks[:1], clicks[:1], clicks[:2], clicks):
+        low = model.decode(embedding, as_points(shown), low)[0]
+    wanted = F.interpolate(low, size=(64, 64, 64), mode="trilinear", align_corners=False)[0, 0]
+    torch.testing.assert_close(segmenter.segment(clicks), wanted)
 
 
 class Oracle:

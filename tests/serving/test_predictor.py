@@ -78,10 +78,10 @@ def test_no_millilitres_where_distances_are_assumed(predictor, tmp_path):
         predictor.set_image(tmp_path / "clip")
 
 
-def test_a_mask_averaged_over_shifts_or_filtered_is_another_one_of_the_same_object(volume):
+def test_a_mask_of_other_inference_is_another_one_of_the_same_object(volume):
     points, masks = [((20, 25, 15), True), ((5, 40, 3), False)], []
-    for shifts, filtered in ((1, False), (4, False), (1, True)):
-        one = Predictor(weights="embedded", backbone="mini", shifts=shifts, guided_filter=filtered)
+    for shifts, filtered, twice in ((1, False, False), (4, False, False), (1, True, False), (1, False, True)):
+        one = Predictor(weights="embedded", backbone="mini", shifts=shifts, guided_filter=filtered, first_twice=twice)
         one.set_image(volume)
         masks.append(one.segment(points).mask)
         assert masks[-1].same_grid(volume) is None

@@ -167,11 +167,11 @@ def test_a_given_name_stays_after_vcl(make_data, make_trainer, tmp_path):
 
 
 @torch.no_grad()
-def test_predictions_are_averaged_over_shifts_and_filtered():
-    module = make_seg(tuning=None, shifts=2, guided_filter=True)
+def test_predictions_are_averaged_over_shifts_and_filtered_and_begin_with_two_looks():
+    module = make_seg(tuning=None, shifts=2, guided_filter=True, first_twice=True)
     module.configure_model()
     image = torch.randn(1, 1, 64, 64, 64)
-    segmenter = SamMed3DSegmenter(module.net, shifts=2, guided_filter=True)
+    segmenter = SamMed3DSegmenter(module.net, shifts=2, guided_filter=True, first_twice=True)
     segmenter.set_image(image)
     wanted = segmenter.segment([Click((20, 30, 40))])
     assert torch.equal(module.predict_step({"image": image, "points": [((20, 30, 40), True)]}, 0), wanted)

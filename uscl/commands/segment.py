@@ -32,6 +32,7 @@ def segment(
     device: str = "cpu",
     shifts: Shifts = 4,
     guided_filter: bool = True,
+    first_twice: bool = True,
     picture: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -53,6 +54,8 @@ def segment(
         shifts: positions of the token grid that the mask is averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
             8; more follow borders better and take about as many times as long.
         guided_filter: let the mask follow the edges of the image; false is SAM-Med3D's published inference.
+        first_twice: decode the first click twice, the second time with its own mask as the mask prompt; false is
+            SAM-Med3D's published inference.
         picture: also write a PNG of the mask on its largest slice.
         overwrite: replace files that exist.
 
@@ -64,7 +67,7 @@ def segment(
         raise InputError(f"{picture}: exists already; give another name, or --overwrite to replace it")
     volume = read_sweep(image, reading)
     clicks = parse_points(points, volume, space)
-    predictor = Predictor(backbone, weights, adapter, preprocessing, device, shifts, guided_filter)
+    predictor = Predictor(backbone, weights, adapter, preprocessing, device, shifts, guided_filter, first_twice)
     if predictor.trunk.weights == RANDOM_WEIGHTS:
         log.warning("The trunk has RANDOM WEIGHTS (--weights null): the mask shows the plumbing, not the object")
     predictor.set_image(volume)

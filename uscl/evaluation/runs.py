@@ -225,7 +225,8 @@ def _protocol(test: Path) -> str:
     shifts = options.get("shifts", 1)
     if shifts != 1:
         words += f", masks averaged over {shifts} shifts of the token grid"
-    return words + ", masks through a guided filter" * bool(options.get("guided_filter"))
+    words += ", masks through a guided filter" * bool(options.get("guided_filter"))
+    return words + ", the first click decoded twice" * bool(options.get("first_twice"))
 
 
 def _setting(options: dict[str, Any], training: Path) -> Setting:
@@ -250,7 +251,8 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     for name in ("modules", "rank"):
         tuning.pop(name, None)
     model["adapter"] = bool(model.get("adapter"))  # a training that went on is not one that began
-    for name in ("vcl_adapter", "seed", "method", "shifts", "guided_filter"):  # the last two are of tests
+    of_tests = ("shifts", "guided_filter", "first_twice")
+    for name in ("vcl_adapter", "seed", "method", *of_tests):
         model.pop(name, None)
     data.pop("seed", None)
     kept = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "gradient_clip_val",

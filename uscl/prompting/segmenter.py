@@ -46,25 +46,35 @@ class SamMed3DSegmenter:
     around it in several ways. Encoding takes that many times as long, a click somewhat longer. The published protocol
     has one. Averaging over shifts is cycle spinning: Coifman and Donoho 1995, Translation-invariant de-noising.
 
-    With ``guided_filter`` the mask then takes the edges of the image around its own
+    With ``guided_filter`` the mask then takes the edges of the image around its own, and what the clicks say
     (:class:`~uscl.prompting.guided_filter.GuidedFilter`). The mask prompt of the next step stays what the decoder said.
+
+    With ``first_twice`` the first click is decoded twice, the second time with its own mask as the mask prompt: the
+    decoder then revises a mask, as it does at every later click, where it would have answered without one.
 
     Args:
         model: the backbone, with or without LoRA.
         accumulate: show the model all clicks so far at every step; else the newest alone.
         shifts: positions of the token grid to average over: 1, 2, 4 or 8.
         guided_filter: let masks follow the edges of the image; the published protocol does not.
+        first_twice: decode the first click twice; the published protocol does not.
 
     Raises:
         InputError: ``shifts`` is none of these.
     """
 
     def __init__(
-        self, model: SamMed3D, accumulate: bool = True, shifts: Shifts = 1, guided_filter: bool = False
+        self,
+        model: SamMed3D,
+        accumulate: bool = True,
+        shifts: Shifts = 1,
+        guided_filter: bool = False,
+        first_twice: bool = False,
     ) -> None:
         self.model = model
         self.accumulate = accumulate
         self.guided_filter = guided_filter
+        self.first_twice = first_twice
         self.offsets = grid_offsets(shifts, model.config.patch_size)
         self._embedding: Tensor | None = None
         self._filter: GuidedFilter | None = None
@@ -95,11 +105,12 @@ class SamMed3DSegmenter:
             points = self._points(clicks[0 if self.accumulate else count - 1 : count])
             if self._low is None:
                 self._low = blank_mask_prompt(self.model, len(self.offsets), self._embedding)
-            self._low = self.model.decode(self._embedding, points, self._low)[0]
+            for _ in range(2 if count == 1 and self.first_twice else 1):
+                self._low = self.model.decode(self._embedding, points, self._low)[0]
         self._clicks = list(clicks)
         assert self._low is not None
         logits = self._averaged(self._low, self.model.config.image_size)
-        return logits if self._filter is None else self._filter(logits)
+        return logits if self._filter is None else self._filter(logits, clicks)
 
     def _averaged(self, low: Tensor, size: int) -> Tensor:
         """Logits [S, S, S] of low-resolution ones [K, 1, m, m, m] at the K positions of the grid."""

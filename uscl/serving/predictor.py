@@ -50,6 +50,7 @@ class Predictor:
             :class:`uscl.prompting.SamMed3DSegmenter`).
         guided_filter: let masks follow the edges of the image, which the published inference does not (see
             :class:`uscl.prompting.guided_filter.GuidedFilter`).
+        first_twice: decode the first click twice, which the published inference does not.
 
     Attributes:
         trunk: the model and what its weights were.
@@ -67,6 +68,7 @@ class Predictor:
         device: str = "cpu",
         shifts: Shifts = 4,
         guided_filter: bool = True,
+        first_twice: bool = True,
     ) -> None:
         found = load_adapter(adapter) if adapter is not None else None
         self.trunk: Trunk = load_trunk(found.backbone if found else backbone, weights)
@@ -81,7 +83,7 @@ class Predictor:
         self.preprocessing = preprocessing
         self.device = device
         model = self.trunk.model.to(device).eval()
-        self._segmenter = SamMed3DSegmenter(model, shifts=shifts, guided_filter=guided_filter)
+        self._segmenter = SamMed3DSegmenter(model, shifts=shifts, guided_filter=guided_filter, first_twice=first_twice)
         self._volume: Volume | None = None
         self._measured = True
         self._encoded: tuple[int, int, int] | None = None

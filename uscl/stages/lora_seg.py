@@ -71,6 +71,8 @@ class LoRASegModule(LightningModule):
             :class:`~uscl.prompting.SamMed3DSegmenter`). Result rows say so in the method's name.
         guided_filter: let the masks of a test or prediction follow the edges of the image (see
             :class:`~uscl.prompting.guided_filter.GuidedFilter`), told in the method's name likewise.
+        first_twice: decode the first click of a test or prediction twice, the second time with its own mask as the mask
+            prompt, told in the method's name likewise.
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped once per epoch.
         activation_checkpointing: recompute encoder blocks in the backward pass: less memory, more time.
@@ -92,6 +94,7 @@ class LoRASegModule(LightningModule):
         protocol: ClickProtocol = ClickProtocol(),
         shifts: Shifts = 1,
         guided_filter: bool = False,
+        first_twice: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         activation_checkpointing: bool = False,
@@ -114,7 +117,7 @@ class LoRASegModule(LightningModule):
         self.test_clicks = tuple(sorted(test_clicks))
         self.protocol = protocol
         self.shifts: Shifts = shifts
-        self.guided_filter = guided_filter
+        self.guided_filter, self.first_twice = guided_filter, first_twice
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.activation_checkpointing = activation_checkpointing
@@ -226,14 +229,13 @@ class LoRASegModule(LightningModule):
         """
         assert self.trunk is not None
         method = self.method if self.shifts == 1 else f"{self.method}, {self.shifts} shifts"
-        method += ", guided filter" * self.guided_filter
-        segmenter = SamMed3DSegmenter(self.net, self.protocol.accumulate, self.shifts, self.guided_filter)
-        steps = self._roll(batch, self.test_clicks, segmenter)
+        method += ", guided filter" * self.guided_filter + ", first click twice" * self.first_twice
+        steps = self._roll(batch, self.test_clicks, self._segmenter(self.protocol.accumulate))
         return {"steps": steps, "method": method, "weights": self.trunk.weights}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Logits [S, S, S] for somebody's clicks on one object."""
-        segmenter = SamMed3DSegmenter(self.net, shifts=self.shifts, guided_filter=self.guided_filter)
+        segmenter = self._segmenter()
         segmenter.set_image(batch["image"])
         return segmenter.segment([Click(index, foreground) for index, foreground in batch["points"]])
 
@@ -268,6 +270,9 @@ class LoRASegModule(LightningModule):
             None if first is None else Click(first),
         )
         return [step for step in steps if step.number in wanted]
+
+    def _segmenter(self, accumulate: bool = True) -> SamMed3DSegmenter:
+        return SamMed3DSegmenter(self.net, accumulate, self.shifts, self.guided_filter, self.first_twice)
 
     def _start_from(self, adapter: Adapter) -> None:
         assert self.trunk is not None
