@@ -86,13 +86,15 @@ def test_physical_and_voxel_points_mean_the_same(scan, tmp_path):
     assert np.array_equal(read_label(tmp_path / "a.nii.gz").array, read_label(tmp_path / "b.nii.gz").array)
 
 
-def test_segment_averages_over_shifts_and_filters(scan, tmp_path, capsys):
+def test_segment_averages_over_shifts_and_filters_and_looks_twice(scan, tmp_path, capsys):
     for shifts in (1, 2):
         out = tmp_path / f"{shifts}.nii.gz"
         assert segment(scan, "--points", "20,25,15", "--out", out, "--shifts", shifts) == 0
     assert segment(scan, "--points", "20,25,15", "--out", tmp_path / "f.nii.gz", "--shifts", 1,
                    "--guided_filter", "false") == 0  # fmt: skip
-    masks = [read_label(tmp_path / f"{name}.nii.gz").array for name in (1, 2, "f")]
+    assert segment(scan, "--points", "20,25,15", "--out", tmp_path / "t.nii.gz", "--shifts", 1,
+                   "--guided_filter", "false", "--first_twice", "true") == 0  # fmt: skip
+    masks = [read_label(tmp_path / f"{name}.nii.gz").array for name in (1, 2, "f", "t")]
     assert not any(np.array_equal(one, other) for one, other in combinations(masks, 2))
     with pytest.raises(SystemExit) as left:
         segment(scan, "--points", "20,25,15", "--out", tmp_path / "3.nii.gz", "--shifts", 3)
@@ -102,7 +104,9 @@ def test_segment_averages_over_shifts_and_filters(scan, tmp_path, capsys):
 
 
 def test_an_empty_mask_is_told(scan, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("uscl.prompting.segmenter.GuidedFilter.__call__", lambda self, logits: logits.clamp(max=-1.0))
+    monkeypatch.setattr(
+        "uscl.prompting.segmenter.GuidedFilter.__call__", lambda self, logits, _: logits.clamp(max=-1.0)
+    )
     assert segment(scan, "--points", "20,25,15", "--out", tmp_path / "a.nii.gz") == 0
     assert "The mask is EMPTY: add clicks, or try --guided_filter false" in caplog.text
     assert not read_label(tmp_path / "a.nii.gz").array.any()

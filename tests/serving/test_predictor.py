@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -86,6 +86,17 @@ def test_a_mask_of_other_inference_is_another_one_of_the_same_object(volume):
         masks.append(one.segment(points).mask)
         assert masks[-1].same_grid(volume) is None
     assert not any(np.array_equal(one.array, other.array) for one, other in combinations(masks, 2))
+
+
+def test_the_first_click_is_decoded_twice_with_mini_fine_alone(volume):
+    found = {}
+    for backbone, twice in product(("mini", "mini_fine"), (None, False, True)):
+        one = Predictor(weights="embedded", backbone=backbone, shifts=1, guided_filter=False, first_twice=twice)
+        one.set_image(volume)
+        found[backbone, twice] = one.segment([((20, 25, 15), True)]).mask.array
+    for backbone, expected in (("mini", False), ("mini_fine", True)):
+        assert np.array_equal(found[backbone, None], found[backbone, expected])
+        assert not np.array_equal(found[backbone, False], found[backbone, True])
 
 
 def test_misuse(predictor, volume):

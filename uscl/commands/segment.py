@@ -32,7 +32,7 @@ def segment(
     device: str = "cpu",
     shifts: Shifts = 4,
     guided_filter: bool = True,
-    first_twice: bool = True,
+    first_twice: bool | None = None,
     picture: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -54,8 +54,8 @@ def segment(
         shifts: positions of the token grid that the mask is averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
             8; more follow borders better and take about as many times as long.
         guided_filter: let the mask follow the edges of the image; false is SAM-Med3D's published inference.
-        first_twice: decode the first click twice, the second time with its own mask as the mask prompt; false is
-            SAM-Med3D's published inference.
+        first_twice: decode the first click twice, the second time with its own mask as the mask prompt; null: with
+            mini_fine alone; false is SAM-Med3D's published inference.
         picture: also write a PNG of the mask on its largest slice.
         overwrite: replace files that exist.
 

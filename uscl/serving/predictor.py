@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uscl.backbone import EMBEDDED, SamMed3DConfig, Trunk, load_trunk
+from uscl.backbone import EMBEDDED, VARIANTS, SamMed3DConfig, Trunk, load_trunk
 from uscl.data.evaluation_patches import place_patch
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import Point
@@ -50,7 +50,8 @@ class Predictor:
             :class:`uscl.prompting.SamMed3DSegmenter`).
         guided_filter: let masks follow the edges of the image, which the published inference does not (see
             :class:`uscl.prompting.guided_filter.GuidedFilter`).
-        first_twice: decode the first click twice, which the published inference does not.
+        first_twice: decode the first click twice, which the published inference does not; None does so with
+            ``mini_fine`` alone, untuned or tuned (``mini`` loses by it, others were not tried).
 
     Attributes:
         trunk: the model and what its weights were.
@@ -68,7 +69,7 @@ class Predictor:
         device: str = "cpu",
         shifts: Shifts = 4,
         guided_filter: bool = True,
-        first_twice: bool = True,
+        first_twice: bool | None = None,
     ) -> None:
         found = load_adapter(adapter) if adapter is not None else None
         self.trunk: Trunk = load_trunk(found.backbone if found else backbone, weights)
@@ -83,6 +84,8 @@ class Predictor:
         self.preprocessing = preprocessing
         self.device = device
         model = self.trunk.model.to(device).eval()
+        if first_twice is None:
+            first_twice = model.config == VARIANTS["mini_fine"]
         self._segmenter = SamMed3DSegmenter(model, shifts=shifts, guided_filter=guided_filter, first_twice=first_twice)
         self._volume: Volume | None = None
         self._measured = True
