@@ -48,6 +48,8 @@ SEED = 20_261
 """Of the held-out studies; training draws its anatomies under other names."""
 GUIDED, TWICE = ", guided filter", ", first click twice"
 """Told with a group whose masks went through one, and whose first click was decoded twice."""
+SCANS, TOGETHER = ("phantom CT", "phantom MR", "phantom tumours"), "phantom CT, MR and tumours"
+"""Groups that are also reported together."""
 CLICKABLE = 1000
 """Voxels that an object needs for the click to be moved to it."""
 
@@ -122,19 +124,28 @@ def _follows(segmenter: SamMed3DSegmenter, here: dict[str, torch.Tensor], name: 
 
 
 def figures(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """A line per class, and per group: mean over the cases of a class, then over classes, with intervals."""
+    """A line per class, and per group: mean over the cases of a class, then over classes, with intervals.
+
+    Where there are CT, MR and head phantoms a last line takes all of them together, organs and regions of tumours.
+    """
     lines: list[dict[str, object]] = []
     for group in dict.fromkeys(row["group"] for row in rows):
         mine = [row for row in rows if row["group"] == group]
         for name in [*dict.fromkeys(row["class"] for row in mine), None]:
             some = [row for row in mine if name in (None, row["class"])]
-            moved = [int(str(row["moved"])) for row in some if row["moved"] != ""]
-            line: dict[str, object] = {"group": group, "class": name or MEAN, "n": len(some)}
-            line["cases"] = len({row["case"] for row in some})
-            line |= {f"dice_{n}": _interval(some, f"dice_{n}") for n in CLICKS}
-            line |= {"followed": sum(moved), "moved": len(moved)}
-            lines.append(line)
+            lines.append({"group": group, "class": name or MEAN, **_figures(some)})
+    scans = [row | {"case": f"{row['group']}, {row['case']}"} for row in rows if _object(row)[0] in SCANS]
+    if {_object(row)[0] for row in scans} == set(SCANS):
+        inference = str(scans[0]["group"]).removeprefix(_object(scans[0])[0])
+        lines.append({"group": f"{TOGETHER}{inference}", "class": MEAN, **_figures(scans)})
     return lines
+
+
+def _figures(rows: list[dict[str, object]]) -> dict[str, object]:
+    moved = [int(str(row["moved"])) for row in rows if row["moved"] != ""]
+    dice = {f"dice_{n}": _interval(rows, f"dice_{n}") for n in CLICKS}
+    cases = len({row["case"] for row in rows})
+    return {"n": len(rows), "cases": cases, **dice, "followed": sum(moved), "moved": len(moved)}
 
 
 def _interval(rows: list[dict[str, object]], column: str) -> list[float]:
