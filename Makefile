@@ -63,11 +63,11 @@ reproduce-mini: .venv/installed ## what stages 1 and 2 do for the embedded backb
 	  "embedded, untouched=$(MINI)/test-untouched/rows.csv" "embedded, VCL and LoRA=$(MINI)/test/rows.csv" --out $(MINI)/table.md
 
 FINE := runs/fine-study
-FINE_STUDY := --data.root $(FINE)/data --data.study.patients 20 --data.study.sweeps_per_patient 2
+FINE_STUDY := --data.root $(FINE)/data --data.study.patients 40 --data.study.sweeps_per_patient 2
 
-reproduce-fine: .venv/installed ## the same for mini_fine, on small patches; two hours on two cores; replaces runs/fine-study
+reproduce-fine: .venv/installed ## the same for mini_fine, on small patches; four hours on two cores; replaces runs/fine-study
 	@if [ -d $(FINE) ]; then echo "replacing the study of an earlier run in $(FINE)"; rm -rf $(FINE); fi
-	$(BIN)/uscl simulate ultrasound --out $(FINE)/data --patients 20 --workers 2
+	$(BIN)/uscl simulate ultrasound --out $(FINE)/data --patients 40 --workers 2
 	$(BIN)/uscl fit --config experiments/vcl_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/vcl
 	$(BIN)/uscl fit --config experiments/lora_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/lora \
 	  --model.vcl_adapter $(FINE)/vcl/adapter.safetensors
