@@ -48,7 +48,7 @@ class GuidedFilter:
     def __call__(self, logits: Tensor, clicks: Sequence[Click] = ()) -> Tensor:
         """Logits [S, S, S], from -4 to 4 but for what an edge adds, of logits [S, S, S] and clicks on the same grid.
 
-        Of several clicks on a voxel the last counts.
+        Of several clicks on a voxel the last counts; of opposite ones close by, on what looks alike, neither may.
         """
         values = logits.to(self._dtype).clamp(-SURE, SURE)
         level, product = self._means(values), self._means(self._image * values)
