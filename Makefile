@@ -7,7 +7,7 @@ MINI := runs/mini-study
 DATA := --data.root $(DEMO)/data --data.study.patients 6 --data.study.sweeps_per_patient 2
 FAST := --trainer.enable_model_summary false
 
-.PHONY: help install demo pretrain pretrain-fine reproduce-mini reproduce-fine ablation tables test test-minimum lint clean
+.PHONY: help install demo pretrain pretrain-fine reproduce-mini study-tuned study-random study-untouched ablation tables test test-minimum lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -25,7 +25,8 @@ demo: .venv/installed ## simulate sweeps, run both stages, test, predict; replac
 	$(BIN)/uscl fit --config experiments/vcl.yaml $(DATA) $(FAST) \
 	  --trainer.default_root_dir $(DEMO)/vcl --trainer.max_epochs 2
 	$(BIN)/uscl fit --config experiments/lora.yaml $(DATA) $(FAST) \
-	  --trainer.default_root_dir $(DEMO)/lora --trainer.max_epochs 3 --trainer.limit_val_batches 4 \
+	  --trainer.default_root_dir $(DEMO)/lora --trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 \
+	  --trainer.limit_val_batches 4 --data.patches_per_epoch 240 \
 	  --model.vcl_adapter $(DEMO)/vcl/adapter.safetensors
 	$(BIN)/uscl test --config experiments/eval_us.yaml $(DATA) \
 	  --trainer.default_root_dir $(DEMO)/test --model.adapter $(DEMO)/lora/adapter.safetensors
@@ -43,44 +44,31 @@ pretrain-fine: .venv/installed ## train mini_fine again (sixteen minutes on an H
 	$(BIN)/uscl fit --config experiments/pretrain_fine.yaml --overwrite
 	$(BIN)/uscl fit --config experiments/pretrain_fine_longer.yaml --overwrite
 
-STUDY := --data.root $(MINI)/data --data.study.patients 20 --data.study.sweeps_per_patient 2
-TUNE := --trainer.max_epochs 8 --trainer.check_val_every_n_epoch 8 --trainer.limit_val_batches 4 $(FAST)
+# A run that has finished is not run again.
+once = grep -qs '"status": "finished"' $(1)/run.json ||
+STUDY := --data.root $(MINI)/data --data.study.patients 40 --data.study.sweeps_per_patient 2 $(FAST) --overwrite
+STUDY_TEST := $(BIN)/uscl test --config experiments/eval_us.yaml $(STUDY)
 
-reproduce-mini: .venv/installed ## what stages 1 and 2 do for the embedded backbone on sweeps; replaces runs/mini-study
-	@if [ -d $(MINI) ]; then echo "replacing the study of an earlier run in $(MINI)"; rm -rf $(MINI); fi
-	$(BIN)/uscl simulate ultrasound --out $(MINI)/data --patients 20 --workers 2
-	$(BIN)/uscl fit --config experiments/vcl.yaml $(STUDY) $(TUNE) --trainer.default_root_dir $(MINI)/vcl
-	$(BIN)/uscl fit --config experiments/lora.yaml $(STUDY) $(TUNE) --trainer.default_root_dir $(MINI)/lora \
-	  --model.vcl_adapter $(MINI)/vcl/adapter.safetensors
-	$(BIN)/uscl fit --config experiments/lora.yaml $(STUDY) $(TUNE) --trainer.default_root_dir $(MINI)/lora-random \
-	  --model.weights null
-	$(BIN)/uscl test --config experiments/eval_us.yaml $(STUDY) --trainer.default_root_dir $(MINI)/test-untouched
-	$(BIN)/uscl test --config experiments/eval_us.yaml $(STUDY) --trainer.default_root_dir $(MINI)/test-random \
-	  --model.weights null --model.adapter $(MINI)/lora-random/adapter.safetensors
-	$(BIN)/uscl test --config experiments/eval_us.yaml $(STUDY) --trainer.default_root_dir $(MINI)/test \
-	  --model.adapter $(MINI)/lora/adapter.safetensors
+reproduce-mini: .venv/installed ## stages 1 and 2 from the embedded mini_fine on sweeps; two and a half hours on two cores; interrupted, it goes on
+	$(BIN)/uscl simulate ultrasound --out $(MINI)/data --patients 40 --workers 2
+	OMP_NUM_THREADS=$$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)) $(MAKE) --jobs 2 study-tuned study-random study-untouched
 	$(BIN)/python benchmarks/compare.py "LoRA from random weights=$(MINI)/test-random/rows.csv" \
-	  "embedded, untouched=$(MINI)/test-untouched/rows.csv" "embedded, VCL and LoRA=$(MINI)/test/rows.csv" --out $(MINI)/table.md
+	  "mini_fine, untouched=$(MINI)/test-untouched/rows.csv" "mini_fine, VCL and LoRA=$(MINI)/test/rows.csv" --out $(MINI)/table.md
 
-FINE := runs/fine-study
-FINE_STUDY := --data.root $(FINE)/data --data.study.patients 40 --data.study.sweeps_per_patient 2
+study-tuned:
+	$(call once,$(MINI)/vcl) $(BIN)/uscl fit --config experiments/vcl.yaml $(STUDY) --trainer.default_root_dir $(MINI)/vcl
+	$(call once,$(MINI)/lora) $(BIN)/uscl fit --config experiments/lora.yaml $(STUDY) --trainer.default_root_dir $(MINI)/lora \
+	  --model.vcl_adapter $(MINI)/vcl/adapter.safetensors
+	$(call once,$(MINI)/test) $(STUDY_TEST) --trainer.default_root_dir $(MINI)/test --model.adapter $(MINI)/lora/adapter.safetensors
 
-reproduce-fine: .venv/installed ## the same for mini_fine, on small patches; four hours on two cores; replaces runs/fine-study
-	@if [ -d $(FINE) ]; then echo "replacing the study of an earlier run in $(FINE)"; rm -rf $(FINE); fi
-	$(BIN)/uscl simulate ultrasound --out $(FINE)/data --patients 40 --workers 2
-	$(BIN)/uscl fit --config experiments/vcl_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/vcl
-	$(BIN)/uscl fit --config experiments/lora_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/lora \
-	  --model.vcl_adapter $(FINE)/vcl/adapter.safetensors
-	$(BIN)/uscl fit --config experiments/lora_fine.yaml $(FINE_STUDY) $(FAST) --trainer.default_root_dir $(FINE)/lora-random \
-	  --model.weights null
-	$(BIN)/uscl test --config experiments/eval_us.yaml $(FINE_STUDY) --trainer.default_root_dir $(FINE)/test-untouched \
-	  --model.backbone mini_fine
-	$(BIN)/uscl test --config experiments/eval_us.yaml $(FINE_STUDY) --trainer.default_root_dir $(FINE)/test-random \
-	  --model.backbone mini_fine --model.weights null --model.adapter $(FINE)/lora-random/adapter.safetensors
-	$(BIN)/uscl test --config experiments/eval_us.yaml $(FINE_STUDY) --trainer.default_root_dir $(FINE)/test \
-	  --model.adapter $(FINE)/lora/adapter.safetensors
-	$(BIN)/python benchmarks/compare.py "LoRA from random weights=$(FINE)/test-random/rows.csv" \
-	  "mini_fine, untouched=$(FINE)/test-untouched/rows.csv" "mini_fine, VCL and LoRA=$(FINE)/test/rows.csv" --out $(FINE)/table.md
+study-random:
+	$(call once,$(MINI)/lora-random) $(BIN)/uscl fit --config experiments/lora.yaml $(STUDY) --model.weights null \
+	  --trainer.default_root_dir $(MINI)/lora-random
+	$(call once,$(MINI)/test-random) $(STUDY_TEST) --trainer.default_root_dir $(MINI)/test-random --model.weights null \
+	  --model.adapter $(MINI)/lora-random/adapter.safetensors
+
+study-untouched:
+	$(call once,$(MINI)/test-untouched) $(STUDY_TEST) --trainer.default_root_dir $(MINI)/test-untouched
 
 ABLATION := runs/ablation
 SMALL := --config experiments/ablation/testing.yaml
@@ -101,16 +89,13 @@ ablation: .venv/installed ## Tables 3, 4 and 5 in small, three seeds; two hours 
 
 TABLES := runs/tables
 EVALUATIONS := eval_us eval_amos eval_totalsegmentator eval_brats
-# A run that has finished is not run again.
-once = grep -qs '"status": "finished"' $(1)/run.json ||
-TRAIN := --config experiments/ablation/training.yaml --trainer.max_epochs 5 --overwrite
 
 tables: .venv/installed ## Tables 1 and 2 in small, every method of the paper; half an hour on two cores; interrupted, it goes on
 	$(BIN)/uscl simulate ultrasound --out $(ABLATION)/data --patients 20 --workers 2
-	$(call once,$(TABLES)/vcl) $(BIN)/uscl fit --config experiments/vcl.yaml $(TRAIN) \
+	$(call once,$(TABLES)/vcl) $(BIN)/uscl fit --config experiments/ablation/vcl.yaml --overwrite \
 	  --trainer.default_root_dir $(TABLES)/vcl --model.lora.rank 32
-	$(call once,$(TABLES)/lora) $(BIN)/uscl fit --config experiments/lora.yaml $(TRAIN) \
-	  --trainer.default_root_dir $(TABLES)/lora --model.tuning.rank 32 --model.clicks.count 5 \
+	$(call once,$(TABLES)/lora) $(BIN)/uscl fit --config experiments/ablation/lora.yaml --overwrite \
+	  --trainer.default_root_dir $(TABLES)/lora --model.tuning.rank 32 \
 	  --model.vcl_adapter $(TABLES)/vcl/adapter.safetensors \
 	  --test_with "[experiments/eval_us.yaml --config experiments/ablation/testing_us.yaml, experiments/eval_amos.yaml, \
 	    experiments/eval_totalsegmentator.yaml, experiments/eval_brats.yaml]"
@@ -120,7 +105,8 @@ tables: .venv/installed ## Tables 1 and 2 in small, every method of the paper; h
 	  out=$(TABLES)/$$method/$$name; grep -qs '"status": "finished"' $$out/run.json && continue; \
 	  set -- --config experiments/$$name.yaml; \
 	  test $$name != eval_us || set -- "$$@" --config experiments/ablation/testing_us.yaml; \
-	  test $$method = untouched || set -- "$$@" --config experiments/comparators/$$method.yaml; \
+	  if test $$method = untouched; then set -- "$$@" --model.backbone mini; \
+	  else set -- "$$@" --config experiments/comparators/$$method.yaml; fi; \
 	  test $$method != fastsam3d || set -- "$$@" --model.weights $(TABLES)/distill/weights.safetensors; \
 	  $(BIN)/uscl test "$$@" --trainer.default_root_dir $$out --overwrite || \
 	    grep -qs '"status": "weights not found' $$out/run.json || exit; \

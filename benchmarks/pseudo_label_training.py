@@ -45,9 +45,8 @@ def main() -> None:
         data = ["--data", "VolumeDataModule", "--data.dataset", "ultrasound", "--data.root", str(out / kind),
                 "--data.val_fraction", "0"]  # fmt: skip
         fit, test = (out / f"{verb}-{kind}-{arguments.epochs}" for verb in ("fit", "test"))
-        _run(fit, "fit", "--config", "experiments/lora.yaml", *data, "--trainer.max_epochs",
-             str(arguments.epochs), "--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0",
-             "--model.clicks.count", "5", "--trainer.enable_model_summary", "false")  # fmt: skip
+        _run(fit, "fit", "--config", "experiments/ablation/lora.yaml", *data, "--trainer.max_epochs",
+             str(arguments.epochs), "--trainer.limit_val_batches", "0")  # fmt: skip
         _run(test, "test", "--config", "experiments/eval_us.yaml", *data, "--model.adapter",
              str(fit / "adapter.safetensors"))  # fmt: skip
         rows[kind] = test / "rows.csv"

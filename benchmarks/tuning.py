@@ -3,7 +3,7 @@
 The paper's paragraph on cost (section 3.3: 2.7 hours and 9.6 GB against 38.2 hours and 68.1 GB) on one machine and in
 one run. The methods take turns, every measurement in a process of its own; memory counts the weights, the optimiser's
 state and everything a step needs, but neither Python nor its libraries. On small patches a step is that of
-experiments/lora_fine.yaml: LoRA on every linear layer, four patches of half the edge, six objects each, six clicks (the
+experiments/lora.yaml: LoRA on every linear layer, four patches of half the edge, six objects each, six clicks (the
 mean of 1 to 10), the last two of them learned from.
 
     python benchmarks/tuning.py [--variant mini] [--device cpu] [--batch 2] [--clicks 11] [--rounds 3] [--steps 3]

@@ -173,14 +173,10 @@ def experiment(name: str, study: Path, *more: str) -> list[str]:
     ]  # fmt: skip
     if verb == "fit":
         settings += [
-            "--trainer.max_epochs",
-            "1",
-            "--data.sampling.minimum_foreground",
-            "20",
-            "--model.clicks.count",
-            "3",
-        ]
-        settings += ["--data.patches_per_epoch", "4", "--model.val_clicks", "[1]", "--trainer.limit_val_batches", "1"]
+            "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "1",
+            "--data.sampling.minimum_foreground", "20", "--data.patches_per_epoch", "4", "--data.batch_size", "2",
+            "--data.train_patch_size", "32", "--data.objects", "2", "--model.val_clicks", "[1]",
+        ]  # fmt: skip
     return [*settings, *more]
 
 

@@ -30,14 +30,20 @@ def test_what_is_simulated_by_default_is_what_the_experiments_read(kind, tmp_pat
     assert made == [replace(type(made[0])(), **options)]
 
 
-VERBS = {"vcl": "fit", "lora": "fit", "vcl_fine": "fit", "lora_fine": "fit", "eval_us": "test",
-         "predict_us": "predict"}  # fmt: skip
+VERBS = {"vcl": "fit", "lora": "fit", "eval_us": "test", "predict_us": "predict"}
 PRETRAIN = sorted(EXPERIMENTS.glob("pretrain*.yaml"))
 SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}
 DISTILL = EXPERIMENTS / "distill.yaml"
 OVERLAYS = {folder: sorted((EXPERIMENTS / folder).glob("*.yaml")) for folder in ("comparators", "protocols")}
 CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml")
                  if path.parent.name not in ("sweeps", "ablation", *OVERLAYS))  # fmt: skip
+STUDY = [EXPERIMENTS / "ablation" / f"{name}.yaml" for name in ("vcl", "lora")]
+SMALL_HEAD = ["--model.head_hidden_dim", "16", "--model.head_out_dim", "16"]
+SMALL_VALIDATION = ["--trainer.limit_val_batches", "1", "--trainer.check_val_every_n_epoch", "1"]
+SMALL_STEPS = [
+    "--data.train_patch_size", "32", "--data.objects", "2", "--data.batch_size", "2", "--model.val_clicks", "[1, 2]",
+    *SMALL_VALIDATION,
+]  # fmt: skip
 
 
 def small(config: Path, study: Path, folder: Path) -> list[str]:
@@ -63,19 +69,8 @@ def runs(study, tmp_path_factory):
     """Runs each top-level experiment once, stage 2 and the tests with what the stages before left."""
     folder = tmp_path_factory.mktemp("runs")
     extra = {
-        "vcl": ["--model.head_hidden_dim", "16", "--model.head_out_dim", "16"],
-        "lora": [
-            "--model.vcl_adapter", str(folder / "vcl/adapter.safetensors"), "--model.clicks.count", "3",
-            "--trainer.limit_val_batches", "2", "--model.val_clicks", "[1, 2]",
-        ],
-        "vcl_fine": [
-            "--model.head_hidden_dim", "16", "--model.head_out_dim", "16", "--model.subvolumes.size", "32",
-        ],
-        "lora_fine": [
-            "--model.vcl_adapter", str(folder / "vcl_fine/adapter.safetensors"),
-            "--data.train_patch_size", "32", "--data.objects", "2", "--data.batch_size", "2",
-            "--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "1", "--model.val_clicks", "[1]",
-        ],
+        "vcl": [*SMALL_HEAD, "--model.subvolumes.size", "32"],
+        "lora": ["--model.vcl_adapter", str(folder / "vcl/adapter.safetensors"), *SMALL_STEPS],
         "eval_us": ["--model.adapter", str(folder / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"],
         "predict_us": ["--model.adapter", str(folder / "lora/adapter.safetensors")],
     }  # fmt: skip
@@ -391,8 +386,7 @@ def test_every_tuning_method_from_the_command_line(choice, title, study, tmp_pat
     args = small(EXPERIMENTS / "lora.yaml", study, tmp_path)
     cut = args.index("--model.tuning.rank")
     args = args[:cut] + args[cut + 2 :]
-    args += ["--model.clicks.count", "2", "--trainer.limit_val_batches", "1", "--model.val_clicks", "[1]"]
-    assert main(args + choice) == 0
+    assert main(args + SMALL_STEPS + choice) == 0
     adapter = str(tmp_path / "lora/adapter.safetensors")
     args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
     assert main([*args, "--model.adapter", adapter, "--model.test_clicks", "[1]", "--data.classes", "[liver]"]) == 0
@@ -409,9 +403,8 @@ def test_fine_tuning_on_every_data_set(dataset, scans, study, tmp_path):
         "--data.root", str(root), "--data.classes", f"[{one}]", "--data.patches_per_epoch", "2",
         "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]", "--data.num_workers", "0",
         "--data.sampling.minimum_foreground", "20", "--model.backbone", "tiny", "--model.weights", "null",
-        "--model.clicks.count", "2", "--model.val_clicks", "[1]", "--trainer.max_epochs", "1",
-        "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.accelerator", "cpu",
-        "--trainer.check_val_every_n_epoch", "2", "--trainer.default_root_dir", str(tmp_path),
+        "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path),
+        *SMALL_STEPS, "--trainer.check_val_every_n_epoch", "2",
     ]  # fmt: skip
     assert main(args) == 0
     assert (tmp_path / "adapter.safetensors").is_file()
@@ -427,7 +420,7 @@ def test_fine_tuning_on_every_data_set(dataset, scans, study, tmp_path):
 def test_paper_experiments_run_with_a_smaller_backbone(config, runs, study, tmp_path):
     args = small(config, study, tmp_path)
     if config.stem == "vcl":
-        args += ["--model.head_hidden_dim", "16", "--model.head_out_dim", "16"]
+        args += SMALL_HEAD
     if config.stem == "lora":
         args += ["--model.clicks.count", "3", "--trainer.check_val_every_n_epoch", "1", "--model.val_clicks", "[1]"]
     if config.stem == "eval_us":
@@ -435,7 +428,19 @@ def test_paper_experiments_run_with_a_smaller_backbone(config, runs, study, tmp_
     assert main(args) == 0
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "/".join(c.parts[-2:]))
+def test_the_study_in_small_trains_as_the_paper_does(study, tmp_path, caplog):
+    vcl, lora = STUDY
+    assert main(small(vcl, study, tmp_path) + SMALL_HEAD) == 0
+    args = small(lora, study, tmp_path) + SMALL_VALIDATION
+    args += ["--model.vcl_adapter", str(tmp_path / "vcl/adapter.safetensors"), "--model.val_clicks", "[1, 2]"]
+    assert main(args) == 0
+    assert (tmp_path / "lora/adapter.safetensors").is_file()
+    assert "model.clicks is not used" not in caplog.text
+    assert main([*args, "--model.object_clicks.most", "3", "--trainer.default_root_dir", str(tmp_path / "both")]) == 0
+    assert "model.clicks is not used" in caplog.text
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, *STUDY], ids=lambda c: "/".join(c.parts[-2:]))
 def test_optimizers_are_written_out(config):
     """Defaults of one optimiser leak into another that the command line picks; a full list leaves nothing to leak."""
     optimizer = yaml.safe_load(config.read_text())["model"]["init_args"].get("optimizer")

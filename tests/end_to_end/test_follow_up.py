@@ -24,10 +24,11 @@ def small(study, tmp_path_factory) -> Path:
     test = {"data": {"init_args": {**data}}, "model": {"init_args": {"test_clicks": [1]}}}
     (folder / "test.yaml").write_text(yaml.safe_dump(test))
     training = {
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0,
-                    "limit_val_batches": 1},
-        "model": {"init_args": {"backbone": "tiny", "weights": None, "clicks": {"count": 1}, "val_clicks": [1]}},
-        "data": {"init_args": {**data, "patches_per_epoch": 4, "sampling": {"minimum_foreground": 20}}},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "limit_val_batches": 1,
+                    "check_val_every_n_epoch": 1},
+        "model": {"init_args": {"backbone": "tiny", "weights": None, "val_clicks": [1]}},
+        "data": {"init_args": {**data, "patches_per_epoch": 4, "batch_size": 2, "train_patch_size": 32, "objects": 2,
+                               "sampling": {"minimum_foreground": 20}}},
     }  # fmt: skip
     (folder / "train.yaml").write_text(yaml.safe_dump(training))
     return folder

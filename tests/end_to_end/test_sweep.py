@@ -25,11 +25,12 @@ FILES = [file for folder in ("sweeps", "ablation") for file in sorted((EXPERIMEN
 def small_sweep(study: Path, path: Path, ranks: list[int]) -> Path:
     """Stage 2 for a step with the tiny backbone, at some ranks."""
     options = {
-        "model.backbone": "tiny", "model.weights": "null", "model.clicks.count": 1, "model.val_clicks": "[1]",
+        "model.backbone": "tiny", "model.weights": "null", "model.val_clicks": "[1]", "data.batch_size": 2,
+        "data.train_patch_size": 32, "data.objects": 2, "trainer.check_val_every_n_epoch": 1,
         "data.root": str(study), "data.preprocessing.patch_size": 64, "data.preprocessing.spacing": "[3, 3, 3]",
         "data.num_workers": 0, "data.patches_per_epoch": 2, "data.sampling.minimum_foreground": 20,
         "data.study": json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64}),
-        "trainer.max_epochs": 1, "trainer.limit_val_batches": 1, "trainer.num_sanity_val_steps": 0,
+        "trainer.max_epochs": 1, "trainer.limit_val_batches": 1,
         "trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false",
     }  # fmt: skip
     fixed = [f"--{name}={value}" for name, value in options.items()]
@@ -275,7 +276,7 @@ def test_values_reach_the_parser_as_what_they_are(tmp_path, capsys):
         "command": ["uscl", "fit", "--config", str(EXPERIMENTS / "lora.yaml"), "${args}"], "method": "grid",
         "parameters": {
             "model.vcl_adapter": {"value": None}, "model.adapter": {"value": "a folder/with space.x"},
-            "model.tuning.projections": {"values": [["q", "out"]]}, "model.clicks.accumulate": {"value": True},
+            "model.tuning.projections": {"values": [["q", "out"]]}, "model.object_clicks.learned": {"value": 1},
             "model.tuning.dropout": {"value": 1e-5},
         },
     }  # fmt: skip
@@ -285,7 +286,7 @@ def test_values_reach_the_parser_as_what_they_are(tmp_path, capsys):
         main([*cell_command(asked.command, asked.cells[0], tmp_path / "out")[3:], "--print_config"])
     options = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
     assert (options["vcl_adapter"], options["adapter"]) == (None, "a folder/with space.x")
-    assert options["clicks"]["accumulate"] is True
+    assert options["object_clicks"]["learned"] == 1
     assert options["tuning"]["init_args"]["projections"] == ["q", "out"]
     assert options["tuning"]["init_args"]["dropout"] == 1e-5
 

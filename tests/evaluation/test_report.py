@@ -228,7 +228,8 @@ def test_the_protocol_is_told_and_never_mixed(study, tmp_path):
     ("name", "value", "published", "words"),
     [("shifts", 4, 1, "masks averaged over 4 shifts of the token grid"),
      ("guided_filter", True, False, "masks through a guided filter"),
-     ("first_twice", True, False, "the first click decoded twice")],
+     ("first_twice", True, False, "the first click decoded twice"),
+     ("first_twice", None, False, "the first click of mini_fine decoded twice")],
 )  # fmt: skip
 def test_inference_is_told_and_never_mixed(study, tmp_path, name, value, published, words):
     tests = [path.parent for path in study.rglob("rows.csv") if path.parent.name == "BraTS"]

@@ -226,7 +226,8 @@ def _protocol(test: Path) -> str:
     if shifts != 1:
         words += f", masks averaged over {shifts} shifts of the token grid"
     words += ", masks through a guided filter" * bool(options.get("guided_filter"))
-    return words + ", the first click decoded twice" * bool(options.get("first_twice"))
+    twice = {None: ", the first click of mini_fine decoded twice", True: ", the first click decoded twice", False: ""}
+    return words + twice[options.get("first_twice", False)]
 
 
 def _setting(options: dict[str, Any], training: Path) -> Setting:

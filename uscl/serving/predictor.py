@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uscl.backbone import EMBEDDED, VARIANTS, SamMed3DConfig, Trunk, load_trunk
+from uscl.backbone import EMBEDDED, SamMed3DConfig, Trunk, load_trunk
 from uscl.data.evaluation_patches import place_patch
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import Point
@@ -84,8 +84,6 @@ class Predictor:
         self.preprocessing = preprocessing
         self.device = device
         model = self.trunk.model.to(device).eval()
-        if first_twice is None:
-            first_twice = model.config == VARIANTS["mini_fine"]
         self._segmenter = SamMed3DSegmenter(model, shifts=shifts, guided_filter=guided_filter, first_twice=first_twice)
         self._volume: Volume | None = None
         self._measured = True

@@ -72,7 +72,7 @@ class LoRASegModule(LightningModule):
         guided_filter: let the masks of a test or prediction follow the edges of the image (see
             :class:`~uscl.prompting.guided_filter.GuidedFilter`), told in the method's name likewise.
         first_twice: decode the first click of a test or prediction twice, the second time with its own mask as the mask
-            prompt, told in the method's name likewise.
+            prompt, told in the method's name likewise. Null does so with ``mini_fine`` alone, untuned or tuned.
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped once per epoch.
         activation_checkpointing: recompute encoder blocks in the backward pass: less memory, more time.
@@ -94,7 +94,7 @@ class LoRASegModule(LightningModule):
         protocol: ClickProtocol = ClickProtocol(),
         shifts: Shifts = 1,
         guided_filter: bool = False,
-        first_twice: bool = False,
+        first_twice: bool | None = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         activation_checkpointing: bool = False,
@@ -105,6 +105,8 @@ class LoRASegModule(LightningModule):
         for name, numbers in (("val_clicks", val_clicks), ("test_clicks", test_clicks)):
             if min(numbers, default=0) < 1:
                 raise InputError(f"model.{name} takes numbers from 1 on; found {list(numbers)}")
+        if object_clicks is not None and clicks != TrainingClicks():
+            log.warning("model.clicks is not used: model.object_clicks is; set that, or model.object_clicks null")
         if adapter and vcl_adapter:
             raise InputError("give model.adapter (a finished stage 2) or model.vcl_adapter (a stage 1), not both")
         self.backbone = backbone
@@ -228,9 +230,10 @@ class LoRASegModule(LightningModule):
             ``weights`` for the result rows.
         """
         assert self.trunk is not None
+        segmenter = self._segmenter(self.protocol.accumulate)
         method = self.method if self.shifts == 1 else f"{self.method}, {self.shifts} shifts"
-        method += ", guided filter" * self.guided_filter + ", first click twice" * self.first_twice
-        steps = self._roll(batch, self.test_clicks, self._segmenter(self.protocol.accumulate))
+        method += ", guided filter" * self.guided_filter + ", first click twice" * segmenter.first_twice
+        steps = self._roll(batch, self.test_clicks, segmenter)
         return {"steps": steps, "method": method, "weights": self.trunk.weights}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
