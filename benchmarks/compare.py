@@ -41,7 +41,8 @@ def main() -> None:
             found = estimate(pairs)
             if not found.n:
                 raise SystemExit(f"no (case, class) at {arguments.clicks} clicks stands in both {name} and {base}")
-            interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+            several = found.patients > 1
+            interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if several else "(one patient: no interval)"
             counts = f"n = {found.n} pairs of {found.patients} patients, Wilcoxon p = {signed_rank(pairs):.3f}"
             difference = f"{100 * found.mean:+.1f} points {interval}"
             lines.append(f"{name} - {base}, {arguments.clicks} clicks: {difference}, {counts}")

@@ -238,6 +238,22 @@ def test_splits_share_no_patient(study):
     assert set(sides.values()) == {"train", "val", "test"}
 
 
+def test_a_single_scan_goes_to_the_side_that_is_asked_for(study, tmp_path):
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+        file = min((study / folder).glob("train*.nii.gz"))
+        shutil.copy(file, tmp_path / folder)
+    shutil.copy(study / "dataset.json", tmp_path)
+    with pytest.raises(InputError, match=r"test side of 1; --data\.val_fraction 0 --data\.test_fraction 1"):
+        module(tmp_path).setup("test")
+    everything = module(tmp_path, val_fraction=0.0, test_fraction=1.0)
+    everything.setup("test")
+    assert len(everything.test_dataloader()) > 0
+    with pytest.raises(InputError, match=r"train side of 1; --data\.val_fraction 0 --data\.test_fraction 0"):
+        everything.setup("fit")
+    module(tmp_path, val_fraction=0.0, test_fraction=0.0).setup("fit")
+
+
 @pytest.mark.parametrize("wrong", ["shape", "moved", "unknown id", "no foreground", "no label"])
 def test_labels_that_do_not_fit_are_refused(study, tmp_path, wrong):
     root = tmp_path / "data"

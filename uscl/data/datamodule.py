@@ -158,9 +158,10 @@ class VolumeDataModule(LightningDataModule):
         for split in needed[stage]:
             cases = self.data_set.in_split(split)
             if not cases and split != "val":
+                everything = "--data.val_fraction 0 --data.test_fraction " + ("1" if split == "test" else "0")
                 raise InputError(
-                    f"{self.root}: no case on the {split} side of {len(self.data_set.cases)}; change "
-                    "data.val_fraction and data.test_fraction, or patients.csv"
+                    f"{self.root}: no case on the {split} side of {len(self.data_set.cases)}; {everything} puts all "
+                    "patients there that no file assigns elsewhere, or say in patients.csv where each belongs"
                 )
             if self._looks_at_labels(split):
                 self._objects[split] = self._list_objects(split, cases)
