@@ -113,7 +113,7 @@ tables: .venv/installed ## Tables 1 and 2 in small, every method of the paper; h
 	done; done
 	$(BIN)/uscl report $(TABLES) --out $(TABLES)/report --tables 1,2
 
-test: .venv/installed ## lint, types and all tests (12 to 17 minutes on two cores)
+test: .venv/installed ## lint, types and all tests (12 to 22 minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
