@@ -222,7 +222,7 @@ def update_card(file: Path, lines: list[dict[str, object]]) -> None:
     head = ["group", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"]
     means = [line for line in card["figures"] if line["class"] == MEAN]
     tables = [_markdown(head, [[line["group"], *_cells(line)] for line in means])]
-    for group in dict.fromkeys(line["group"] for line in card["figures"]):
+    for group in dict.fromkeys(line["group"] for line in card["figures"] if line["class"] != MEAN):
         of_class = [line for line in card["figures"] if line["group"] == group and line["class"] != MEAN]
         tables.append(
             f"### {group}\n\n"

@@ -35,10 +35,11 @@ def on_small_patches(model: SamMed3D, size: int, setting: str = "data.train_patc
     Raises:
         InputError: the patches are larger than the model's, no whole tokens, or cannot lie in the middle.
     """
+    token, whole = model.config.patch_size, model.config.image_size
+    if not 0 < size <= whole or (whole - size) % (2 * token):
+        raise InputError(f"{setting} is {size}; the backbone takes {whole}, from which an even number of tokens "
+                         f"of {token} voxels can be taken off")  # fmt: skip
     config = replace(model.config, image_size=size)
-    if size > model.config.image_size or (model.config.grid_size - config.grid_size) % 2:
-        raise InputError(f"{setting} is {size}; the backbone takes {model.config.image_size}, from which "
-                         f"an even number of tokens of {config.patch_size} voxels can be taken off")  # fmt: skip
     small = _copied(model)
     small.config = config
     encoder, prompts = small.image_encoder, small.prompt_encoder
