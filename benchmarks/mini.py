@@ -9,6 +9,7 @@ backbones can be compared row by row. Then one click is moved to another object 
       --against runs/mini/rows.csv
     python benchmarks/mini.py --skip-phantoms --set "real CT" folder scans/ct CT --set "BraTS" brats scans/brats t2f
 
+What it finds stands in a folder of its own (``--out runs/mini``, then ``runs/mini-2``), ``rows.csv`` and ``run.json``.
 ``--set NAME LAYOUT ROOT MODALITY`` reads any layout that ``data.dataset`` knows; the modality ``-`` takes the default,
 and ``ct`` clamps to [-1000, 1000] HU. Classes under 20 ml are left out of such sets (3.4 ml of phantoms).
 """
@@ -35,10 +36,12 @@ from uscl.backbone import load_trunk
 from uscl.data.datasets import READERS, Case, DataSet, read_amos, read_brats, read_folder
 from uscl.data.patches import Preprocessing, corner_around_label
 from uscl.data.store import PreparedStore
+from uscl.errors import InputError
 from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
 from uscl.phantom.layouts.scans import ScanStudy
 from uscl.prompting import SamMed3DSegmenter, Shifts, evaluation_rollout
 from uscl.prompting.clicks import error_click
+from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
 from uscl.seeds import seeded_draw
 from uscl.stages.initial_weights import start_at_clicks
 
@@ -78,8 +81,10 @@ def phantoms(folder: Path, patients: int) -> Iterator[Group]:
 
 def own(name: str, layout: str, root: str, modality: str) -> Group:
     """A data set named on the command line."""
-    ct = modality.lower() == "ct"
-    return Group(name, READERS[layout](Path(root), None if modality == "-" else modality), ct, 20)
+    if layout not in READERS:
+        raise InputError(f"--set {name!r}: no layout is called {layout!r}; there are {', '.join(READERS)}")
+    data_set = READERS[layout](Path(root), None if modality == "-" else modality).require_sound()
+    return Group(name, data_set, modality.lower() == "ct", 20)
 
 
 def evaluate(group: Group, case: Case, segmenter: SamMed3DSegmenter) -> Iterator[dict[str, object]]:
@@ -255,24 +260,36 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.against and not arguments.against.is_file():
         parser.error(f"--against {arguments.against}: no such file; give the rows.csv of an earlier run")
+    arguments.out = claim_run_folder(arguments.out, overwrite=False)
+    begin_record(arguments.out, SEED)
+    try:
+        measure(arguments)
+    except InputError as error:
+        release_run_folder(abandon=True)
+        parser.error(str(error))
+    end_record(arguments.out, "finished")
+    print(f"Rows: {arguments.out / 'rows.csv'}")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """What :func:`main` was told to."""
     untrained = arguments.weights in ("random", "start")
     trunk = load_trunk(arguments.backbone, None if untrained else arguments.weights)
     if arguments.weights == "start":
         torch.manual_seed(0)
         start_at_clicks(trunk.model)
-    groups = [] if arguments.skip_phantoms else list(phantoms(arguments.data, arguments.patients))
-    groups += [own(*given) for given in arguments.set]
+    groups = [own(*given) for given in arguments.set]
+    groups += [] if arguments.skip_phantoms else phantoms(arguments.data, arguments.patients)
     segmenter = SamMed3DSegmenter(trunk.model, True, arguments.shifts, arguments.guided_filter, arguments.first_twice)
     cases = [(group, case) for group in groups for case in group.data_set.cases if case.label]
     rows = [row for group, case in track(cases, "Scans") for row in evaluate(group, case, segmenter)]
     if not rows:
-        parser.error("nothing to score: no case has a label with an object that is large enough")
+        raise InputError("nothing to score: no case has a label with an object that is large enough")
     # Groups of their own in the card, on the same first clicks.
     inference = f", {arguments.shifts} shifts" * (arguments.shifts > 1) + GUIDED * arguments.guided_filter
     inference += TWICE * arguments.first_twice
     for row in rows:
         row["group"] = f"{row['group']}{inference}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "rows.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
