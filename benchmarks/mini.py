@@ -260,6 +260,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.against and not arguments.against.is_file():
         parser.error(f"--against {arguments.against}: no such file; give the rows.csv of an earlier run")
+    if arguments.card and not arguments.card.is_file():
+        parser.error(f"--card {arguments.card}: no such file; give a model card that is there")
     arguments.out = claim_run_folder(arguments.out, overwrite=False)
     begin_record(arguments.out, SEED)
     try:
@@ -272,7 +274,11 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """What :func:`main` was told to."""
+    """Scores what ``arguments`` name; rows go to ``arguments.out``, the table to the screen, figures into the card.
+
+    Raises:
+        InputError: weights or data cannot be used, or hold nothing to score.
+    """
     untrained = arguments.weights in ("random", "start")
     trunk = load_trunk(arguments.backbone, None if untrained else arguments.weights)
     if arguments.weights == "start":

@@ -1,0 +1,62 @@
+"""The benchmark that users point at data of their own: what they had stays, what is wrong is told in one line."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "mini.py"
+
+
+def run(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--skip-phantoms", "--out", "rows", *map(str, args)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture
+def one_scan(tmp_path):
+    """A cube of 40 ml in the plain layout."""
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[10:33, 10:33, 10:33] = 1
+    image = label * 100 + np.random.default_rng(0).normal(200, 5, label.shape)
+    for folder, array in (("imagesTr", image.astype(np.float32)), ("labelsTr", label)):
+        written = sitk.GetImageFromArray(array)
+        written.SetSpacing((1.5, 1.5, 1.5))
+        (tmp_path / "scans" / folder).mkdir(parents=True)
+        sitk.WriteImage(written, tmp_path / "scans" / folder / "a.nii.gz")
+    names = {"name": "cube", "labels": {"background": 0, "cube": 1}}
+    (tmp_path / "scans" / "dataset.json").write_text(json.dumps(names))
+    return tmp_path
+
+
+def test_every_run_leaves_its_rows_in_a_folder_of_its_own(one_scan):
+    for _ in range(2):
+        done = run(one_scan, "--weights", "random", "--set", "cubes", "folder", "scans", "-")
+        assert done.returncode == 0, done.stderr
+    for name in ("rows", "rows-2"):
+        with (one_scan / name / "rows.csv").open() as stream:
+            (row,) = csv.DictReader(stream)
+        assert (row["group"], row["case"], row["class"]) == ("cubes", "a", "cube")
+        assert 0 <= float(row["dice_10"]) <= 1
+        record = json.loads((one_scan / name / "run.json").read_text())
+        assert record["status"] == "finished"
+        assert "--set" in record["command"]
+
+
+@pytest.mark.parametrize(("args", "told"), [
+    (["--set", "mine", "nifti", "scans", "-"], "no layout is called 'nifti'"),
+    (["--set", "mine", "folder", "nowhere", "-"], "nowhere: no such data folder"),
+    (["--card", "nowhere.json", "--set", "mine", "folder", "scans", "-"], "--card nowhere.json: no such file"),
+    ([], "nothing to score"),
+])  # fmt: skip
+def test_what_cannot_be_used_is_told_in_one_line_and_leaves_nothing(args, told, one_scan):
+    done = run(one_scan, *args)
+    assert done.returncode == 2
+    assert told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (one_scan / "rows").exists()
