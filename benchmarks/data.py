@@ -33,8 +33,18 @@ SAMPLING = PatchSampling("foreground", jitter=8, minimum_foreground=1)
 
 def loader(root: Path, dataset: Literal["amos", "prepared"], workers: int, patches: int) -> Any:
     """Batches of two patches."""
-    module = VolumeDataModule(str(root), CT, SAMPLING, dataset, batch_size=2, patches_per_epoch=patches,
-                              test_fraction=0.0, val_fraction=0.0, num_workers=workers, cached_cases=1)  # fmt: skip
+    module = VolumeDataModule(
+        str(root),
+        CT,
+        SAMPLING,
+        dataset,
+        batch_size=2,
+        patches_per_epoch=patches,
+        test_fraction=0.0,
+        val_fraction=0.0,
+        num_workers=workers,
+        cached_cases=1,
+    )
     module.setup("fit")
     return module.train_dataloader()
 

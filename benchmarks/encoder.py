@@ -110,10 +110,13 @@ def main() -> None:
         slow, fast = found["padded"], found["folded"]
         table.add_row(
             described,
-            f"{slow['seconds']:.3f} s", f"{fast['seconds']:.3f} s", f"{slow['seconds'] / fast['seconds']:.1f}",
-            f"{slow['bytes'] / 2**20:.0f} MiB", f"{fast['bytes'] / 2**20:.0f} MiB",
+            f"{slow['seconds']:.3f} s",
+            f"{fast['seconds']:.3f} s",
+            f"{slow['seconds'] / fast['seconds']:.1f}",
+            f"{slow['bytes'] / 2**20:.0f} MiB",
+            f"{fast['bytes'] / 2**20:.0f} MiB",
             f"{slow['bytes'] / max(fast['bytes'], 1):.1f}",
-        )  # fmt: skip
+        )
     Console(width=140).print(table)
 
 

@@ -59,8 +59,12 @@ def main() -> None:
     data_set = read_amos(Path(arguments.root), "ct")
     store = PreparedStore(preprocessing, data_set, 64)
     cases = [case for case in data_set.cases if case.label is not None]
-    pairs = [(case, name) for case in cases for name, ids in data_set.classes.items()
-             if set(store.labelled(case)[0].summary) & set(ids)][: arguments.pairs]  # fmt: skip
+    pairs = [
+        (case, name)
+        for case in cases
+        for name, ids in data_set.classes.items()
+        if set(store.labelled(case)[0].summary) & set(ids)
+    ][: arguments.pairs]
 
     def run(kept: bool, segmenter: SamMed3DSegmenter, title: str) -> tuple[dict[str, float], list[float]]:
         seconds = dict.fromkeys(("read and prepare", "encode and decode", "score"), 0.0)
@@ -93,8 +97,10 @@ def main() -> None:
         "every click": run(False, Stateless(model), "every click by itself"),
     }
     reference = loops["ours"][1]
-    table = Table(title=f"{len(pairs)} (case, class) pairs of {len({case.name for case, _ in pairs})} volumes, "
-                        f"{arguments.clicks} clicks, {torch.get_num_threads()} threads")  # fmt: skip
+    table = Table(
+        title=f"{len(pairs)} (case, class) pairs of {len({case.name for case, _ in pairs})} volumes, "
+        f"{arguments.clicks} clicks, {torch.get_num_threads()} threads"
+    )
     for column in ("loop", *loops["ours"][0], "seconds", "ratio"):
         table.add_column(column)
     own = sum(loops["ours"][0].values())

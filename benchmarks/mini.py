@@ -102,8 +102,9 @@ def evaluate(group: Group, case: Case, segmenter: SamMed3DSegmenter) -> Iterator
         key = (group.name, case.name, name)
         row: dict[str, object] = {"group": group.name, "case": case.name, "class": name}
         row["ml"] = round(float(mask.sum() * voxel_ml), 1)
-        steps = evaluation_rollout(segmenter, torch.from_numpy(image)[None, None], here[name], max(CLICKS),
-                                   partial(seeded_draw, "click", *key))  # fmt: skip
+        steps = evaluation_rollout(
+            segmenter, torch.from_numpy(image)[None, None], here[name], max(CLICKS), partial(seeded_draw, "click", *key)
+        )
         for step in steps:
             if step.number in CLICKS:
                 predicted = step.logits > 0

@@ -44,8 +44,10 @@ def main() -> None:
             if options.device != "cpu":
                 torch.cuda.synchronize()
             measured.append(time.perf_counter() - begin)
-    apart = [float((a - b).norm() / (a - c).norm()) for a, b, c in zip(*[[p.detach() for p in own] for own in copies],
-                                                                       start, strict=True)]  # fmt: skip
+    apart = [
+        float((a - b).norm() / (a - c).norm())
+        for a, b, c in zip(*[[p.detach() for p in own] for own in copies], start, strict=True)
+    ]
     theirs, ours = map(median, seconds)
     Console().print(
         f"{options.variant}, {options.device}: {len(start)} matrices, median of {options.rounds} steps: torch "

@@ -28,8 +28,18 @@ from uscl.pseudo_label.engine import dice
 from uscl.pseudo_label.propagation import Propagation
 from uscl.pseudo_label.sweep import frames_of, label_sweep
 
-HEAD = ("case", "patient", "class", "keys", "key_frames_with_it", "dice", "trusted_dice", "trusted", "left_out_dice",
-        "confidence")  # fmt: skip
+HEAD = (
+    "case",
+    "patient",
+    "class",
+    "keys",
+    "key_frames_with_it",
+    "dice",
+    "trusted_dice",
+    "trusted",
+    "left_out_dice",
+    "confidence",
+)
 
 
 def main() -> None:
@@ -59,13 +69,26 @@ def main() -> None:
                 ours, theirs = made.labels == number, truth == number
                 inside = theirs[wanted].any((1, 2)) | ours[wanted].any((1, 2))
                 shown = sum(bool((annotated[t] == number).any()) for t in keys)
-                rows.append(dict(zip(HEAD, (
-                    case.name, case.patient, quality.name, count, shown,
-                    dice(ours[wanted], theirs[wanted]),
-                    dice(ours[trusted], theirs[trusted]) if theirs[trusted].any() else float("nan"),
-                    trusted.size / wanted.size, quality.dice,
-                    float(quality.confidence[wanted][inside].mean()) if inside.any() else float("nan"),
-                ), strict=True)))  # fmt: skip
+                rows.append(
+                    dict(
+                        zip(
+                            HEAD,
+                            (
+                                case.name,
+                                case.patient,
+                                quality.name,
+                                count,
+                                shown,
+                                dice(ours[wanted], theirs[wanted]),
+                                dice(ours[trusted], theirs[trusted]) if theirs[trusted].any() else float("nan"),
+                                trusted.size / wanted.size,
+                                quality.dice,
+                                float(quality.confidence[wanted][inside].mean()) if inside.any() else float("nan"),
+                            ),
+                            strict=True,
+                        )
+                    )
+                )
     motion_seconds = perf_counter() - begin
     with (arguments.out / "rows.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, HEAD)
@@ -77,8 +100,9 @@ def main() -> None:
 
 def _mean(rows: list[dict[str, object]], column: str = "dice") -> tuple[float, float, float, int]:
     kept = [row for row in rows if row[column] == row[column]]
-    found = estimate([Sample(str(r["class"]), str(r["patient"]), None, str(r["case"]), float(str(r[column])))
-                      for r in kept])  # fmt: skip
+    found = estimate(
+        [Sample(str(r["class"]), str(r["patient"]), None, str(r["case"]), float(str(r[column]))) for r in kept]
+    )
     return found.mean, found.low, found.high, len(kept)
 
 
@@ -98,9 +122,11 @@ def _print(rows: list[dict[str, object]], counts: list[int], sweeps: int, second
         own = [row for row in rows if row["keys"] == count]
         seen = [row for row in own if int(str(row["key_frames_with_it"])) >= 3]
         trusted = _mean(own, "trusted_dice")
-        console.print(f"{count} key frames: shown by three or more of them {_mean(seen)[0]:.3f} (n = {len(seen)}); "
-                      f"trusted frames alone {trusted[0]:.3f}, {np.mean([float(str(r['trusted'])) for r in own]):.0%} "
-                      "of the frames")  # fmt: skip
+        console.print(
+            f"{count} key frames: shown by three or more of them {_mean(seen)[0]:.3f} (n = {len(seen)}); "
+            f"trusted frames alone {trusted[0]:.3f}, {np.mean([float(str(r['trusted'])) for r in own]):.0%} "
+            "of the frames"
+        )
         for column in ("left_out_dice", "confidence"):
             kept = [row for row in own if row[column] == row[column]]
             if len(kept) > 2:

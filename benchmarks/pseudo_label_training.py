@@ -42,13 +42,37 @@ def main() -> None:
     write_studies(arguments.root, out)
     rows: dict[str, Path] = {}
     for kind in ("full", "pseudo"):
-        data = ["--data", "VolumeDataModule", "--data.dataset", "ultrasound", "--data.root", str(out / kind),
-                "--data.val_fraction", "0"]  # fmt: skip
+        data = [
+            "--data",
+            "VolumeDataModule",
+            "--data.dataset",
+            "ultrasound",
+            "--data.root",
+            str(out / kind),
+            "--data.val_fraction",
+            "0",
+        ]
         fit, test = (out / f"{verb}-{kind}-{arguments.epochs}" for verb in ("fit", "test"))
-        _run(fit, "fit", "--config", "experiments/ablation/lora.yaml", *data, "--trainer.max_epochs",
-             str(arguments.epochs), "--trainer.limit_val_batches", "0")  # fmt: skip
-        _run(test, "test", "--config", "experiments/eval_us.yaml", *data, "--model.adapter",
-             str(fit / "adapter.safetensors"))  # fmt: skip
+        _run(
+            fit,
+            "fit",
+            "--config",
+            "experiments/ablation/lora.yaml",
+            *data,
+            "--trainer.max_epochs",
+            str(arguments.epochs),
+            "--trainer.limit_val_batches",
+            "0",
+        )
+        _run(
+            test,
+            "test",
+            "--config",
+            "experiments/eval_us.yaml",
+            *data,
+            "--model.adapter",
+            str(fit / "adapter.safetensors"),
+        )
         rows[kind] = test / "rows.csv"
     named = [f"{kind} labels={path}" for kind, path in rows.items()]
     subprocess.run([sys.executable, "benchmarks/compare.py", *named, "--out", str(out / "table.md")], check=True)
@@ -60,8 +84,9 @@ def write_studies(root: Path, out: Path) -> None:
     """Writes two manifests with the same test sweeps: training sweeps with full labels, and with pseudo-labels."""
     data_set = read_ultrasound(root)
     training = [case for case in data_set.cases if case.split == "train"]
-    others = [_row(case.name, case.patient, case.image, case.label, "test") for case in data_set.cases
-              if case.split == "test"]  # fmt: skip
+    others = [
+        _row(case.name, case.patient, case.image, case.label, "test") for case in data_set.cases if case.split == "test"
+    ]
     full, pseudo = list(others), list(others)
     for case in track(training, "Labelling training sweeps"):
         assert case.label is not None
@@ -71,8 +96,9 @@ def write_studies(root: Path, out: Path) -> None:
             volume, truth = read_image(case.image), read_label(case.label).array.transpose(2, 1, 0)
             frames = frames_of(volume)
             keys = np.unique(np.linspace(0, len(frames) - 1, KEYS).round().astype(int)).tolist()
-            made = label_sweep(frames, {t: truth[t] for t in keys}, data_set.label_names, Propagation(),
-                               volume.spacing[1::-1])  # fmt: skip
+            made = label_sweep(
+                frames, {t: truth[t] for t in keys}, data_set.label_names, Propagation(), volume.spacing[1::-1]
+            )
             folder.mkdir(parents=True, exist_ok=True)
             pairs = write_pairs(folder, volume, made, case.name, False, LEAST_FRAMES)
             (folder / "pairs.json").write_text(json.dumps([[name, str(i), str(k)] for name, i, k in pairs]))

@@ -119,9 +119,13 @@ def main() -> None:
             np.concatenate([random.choice(part, 500) for part in parts if part.size > 50]) for parts in (real, made)
         )
         table.add_row(
-            tissue, _grey(real_sample), _grey(made_sample), f"{wasserstein_distance(real_sample, made_sample):.1f}",
-            _snr(real_snr), _snr(made_snr),
-        )  # fmt: skip
+            tissue,
+            _grey(real_sample),
+            _grey(made_sample),
+            f"{wasserstein_distance(real_sample, made_sample):.1f}",
+            _snr(real_snr),
+            _snr(made_snr),
+        )
     Console(width=140).print(table)
     picture(options.out / "real_and_simulated.png", options.clips, sweeps)
 

@@ -33,9 +33,11 @@ from uscl.tuning import AdaptFormer, FullTuning, LoRA, TuningMethod
 
 SMALL, SMALL_PATCHES, SMALL_OBJECTS = "LoRA, small patches", 4, 6
 METHODS: dict[str, TuningMethod] = {
-    "LoRA, rank 32": LoRA(rank=32), "AdaptFormer": AdaptFormer(), "full tuning": FullTuning(),
+    "LoRA, rank 32": LoRA(rank=32),
+    "AdaptFormer": AdaptFormer(),
+    "full tuning": FullTuning(),
     SMALL: LoRA(rank=32, projections=("q", "k", "v", "out", "mlp")),
-}  # fmt: skip
+}
 
 
 def measure(name: str, variant: str, device: str, batch: int, clicks: int, steps: int) -> dict[str, float]:
@@ -93,27 +95,39 @@ def main() -> None:
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one, options.variant, options.device, options.batch, options.clicks,
-                                 options.steps)))  # fmt: skip
+        print(
+            json.dumps(
+                measure(options.one, options.variant, options.device, options.batch, options.clicks, options.steps)
+            )
+        )
         return
     found: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     for _ in range(options.rounds):
         for name in METHODS:
-            done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name], check=True,
-                                  capture_output=True, text=True)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--one", name], check=True, capture_output=True, text=True
+            )
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
     middle = {name: {key: median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
-    title = (f"{options.variant}, {options.device}, batch {options.batch}, {options.clicks} clicks, median of "
-             f"{options.rounds} x {options.steps} steps")  # fmt: skip
+    title = (
+        f"{options.variant}, {options.device}, batch {options.batch}, {options.clicks} clicks, median of "
+        f"{options.rounds} x {options.steps} steps"
+    )
     table = Table(title=title, caption="ratios are to LoRA")
     for column in ("", "trained", "s per step", "ratio", "peak MiB", "ratio ", "s per object"):
         table.add_column(column, justify="right")
     base = middle["LoRA, rank 32"]
     for name, cost in middle.items():
         seconds, size = cost["seconds"], cost["bytes"]
-        table.add_row(name, f"{cost['trained']:,.0f}", f"{seconds:.2f}", f"{seconds / base['seconds']:.2f}",
-                      f"{size / 2**20:.0f}", f"{size / base['bytes']:.2f}",
-                      f"{seconds / cost['objects']:.2f}")  # fmt: skip
+        table.add_row(
+            name,
+            f"{cost['trained']:,.0f}",
+            f"{seconds:.2f}",
+            f"{seconds / base['seconds']:.2f}",
+            f"{size / 2**20:.0f}",
+            f"{size / base['bytes']:.2f}",
+            f"{seconds / cost['objects']:.2f}",
+        )
     Console(width=120).print(table)
 
 

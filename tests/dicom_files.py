@@ -39,9 +39,15 @@ def write_dicom(path: Path, pixels: np.ndarray, **tags) -> Path:
 
 def region(**changed) -> Sequence:
     facts = {
-        "PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3, "PhysicalDeltaX": 0.05, "PhysicalDeltaY": 0.025,
-        "RegionLocationMinX0": 0, "RegionLocationMinY0": 0, "RegionLocationMaxX1": 31, "RegionLocationMaxY1": 23,
-    }  # fmt: skip
+        "PhysicalUnitsXDirection": 3,
+        "PhysicalUnitsYDirection": 3,
+        "PhysicalDeltaX": 0.05,
+        "PhysicalDeltaY": 0.025,
+        "RegionLocationMinX0": 0,
+        "RegionLocationMinY0": 0,
+        "RegionLocationMaxX1": 31,
+        "RegionLocationMaxY1": 23,
+    }
     item = pydicom.Dataset()
     for name, value in (facts | changed).items():
         setattr(item, name, value)

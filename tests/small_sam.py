@@ -7,9 +7,16 @@ from uscl.comparators.sam import PromptedSam, SamSize
 from uscl.comparators.sam_med2d import SamMed2D as SamMed2DModel
 
 SMALL = SamSize(
-    dim=32, depth=3, heads=4, global_blocks=(1,), image_size=128, window=5, prompt_dim=64, decoder_mlp_dim=96,
+    dim=32,
+    depth=3,
+    heads=4,
+    global_blocks=(1,),
+    image_size=128,
+    window=5,
+    prompt_dim=64,
+    decoder_mlp_dim=96,
     iou_hidden_dim=48,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

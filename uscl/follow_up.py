@@ -18,9 +18,21 @@ from uscl.run_folder import SHARED, end_record
 log = logging.getLogger(__name__)
 
 # A test is a program of its own, not one more process or W&B run of the training that it follows.
-_DISTRIBUTED = {SHARED, "PL_GLOBAL_SEED", "LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-                "GROUP_RANK", "LOCAL_WORLD_SIZE", "WANDB_SWEEP_ID", "WANDB_RUN_ID",
-                "WANDB_SWEEP_PARAM_PATH"}  # fmt: skip
+_DISTRIBUTED = {
+    SHARED,
+    "PL_GLOBAL_SEED",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GROUP_RANK",
+    "LOCAL_WORLD_SIZE",
+    "WANDB_SWEEP_ID",
+    "WANDB_RUN_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+}
 
 
 def parse_experiments(experiments: Sequence[str]) -> dict[str, list[str]]:
@@ -63,16 +75,28 @@ def run_tests(
         raise InputError(
             f"--test_with: {run} holds no adapter; what pre-training leaves is tested with --model.weights"
         )
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in _DISTRIBUTED and not name.startswith(("SLURM_", "TORCHELASTIC_"))}  # fmt: skip
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _DISTRIBUTED and not name.startswith(("SLURM_", "TORCHELASTIC_"))
+    }
     end_record(run, "testing")
     for name, (file, *options) in commands.items():
         log.info("Testing with %s", file)
         command = [
-            sys.executable, "-m", "uscl", "test", "--config", file, *options, f"--model.adapter={adapter}",
-            f"--model.weights={'null' if weights is None else weights}", f"--trainer.accelerator={accelerator}",
-            f"--trainer.default_root_dir={run / 'tests' / name}", "--overwrite",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "uscl",
+            "test",
+            "--config",
+            file,
+            *options,
+            f"--model.adapter={adapter}",
+            f"--model.weights={'null' if weights is None else weights}",
+            f"--trainer.accelerator={accelerator}",
+            f"--trainer.default_root_dir={run / 'tests' / name}",
+            "--overwrite",
+        ]
         if subprocess.run(command, env=environment, check=False).returncode:
             end_record(run, f"failed: the test with {file}")
             raise InputError(f"--test_with: the test with {file} failed; its reason stands above")

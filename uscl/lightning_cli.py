@@ -35,9 +35,18 @@ from uscl.run_folder import begin_record, claim_run_folder, end_record, release_
 from uscl.stages import AdapterExport, DistillModule, LoRASegModule, PretrainModule, VCLPretrainModule, WeightsExport
 
 __all__ = [
-    "ComparatorModule", "DistillModule", "LoRASegModule", "PhantomDataModule", "PhantomScansDataModule",
-    "PretrainDataModule", "PretrainModule", "UsclCLI", "VCLPretrainModule", "VolumeDataModule", "run",
-]  # fmt: skip
+    "ComparatorModule",
+    "DistillModule",
+    "LoRASegModule",
+    "PhantomDataModule",
+    "PhantomScansDataModule",
+    "PretrainDataModule",
+    "PretrainModule",
+    "UsclCLI",
+    "VCLPretrainModule",
+    "VolumeDataModule",
+    "run",
+]
 
 
 def _quieten() -> None:
@@ -125,8 +134,10 @@ class UsclCLI(LightningCLI):
         parse_experiments(config.test_with)  # before hours of training
         if config.get("ckpt_path"):
             if self.subcommand in ("test", "predict"):
-                raise InputError("--ckpt_path: resumes a training; what it left is given as --model.adapter "
-                                 "RUN/adapter.safetensors, or --model.weights RUN/weights.safetensors")  # fmt: skip
+                raise InputError(
+                    "--ckpt_path: resumes a training; what it left is given as --model.adapter "
+                    "RUN/adapter.safetensors, or --model.weights RUN/weights.safetensors"
+                )
             _check_readable(config.ckpt_path)
         wanted = config.trainer.default_root_dir or f"runs/{self.subcommand}"
         if _of_agent():
@@ -149,8 +160,10 @@ class UsclCLI(LightningCLI):
 
     def _resume(self, config: Any, wanted: str) -> None:
         if self.subcommand != "test" or config.overwrite:
-            raise InputError("--resume: goes with `uscl test` alone, and not with --overwrite; a training is resumed "
-                             "with --ckpt_path")  # fmt: skip
+            raise InputError(
+                "--resume: goes with `uscl test` alone, and not with --overwrite; a training is resumed "
+                "with --ckpt_path"
+            )
         now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
         reopen_run_folder(wanted, now)
         config.verbose = False
@@ -159,8 +172,13 @@ class UsclCLI(LightningCLI):
         """Runs the tests of ``--test_with``; the run is finished when they are."""
         config = self.config[self.subcommand]
         if config.test_with and self.trainer.is_global_zero and not config.trainer.fast_dev_run:
-            run_tests(Path(config.trainer.default_root_dir), config.test_with, config.model.init_args.weights,
-                      config.trainer.accelerator, self.trainer.loggers)  # fmt: skip
+            run_tests(
+                Path(config.trainer.default_root_dir),
+                config.test_with,
+                config.model.init_args.weights,
+                config.trainer.accelerator,
+                self.trainer.loggers,
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that make a run leave something behind, and a CSV logger beside those that are chosen."""
@@ -173,8 +191,9 @@ class UsclCLI(LightningCLI):
         if not config.fast_dev_run:
             if config.enable_checkpointing is not False:
                 # Every epoch: by default epochs without validation are not saved.
-                latest = ModelCheckpoint(f"{folder}/checkpoints", "last", save_on_train_epoch_end=True,
-                                         enable_version_counter=False)  # fmt: skip
+                latest = ModelCheckpoint(
+                    f"{folder}/checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False
+                )
                 callbacks.append(latest)
             if config.logger is not False:
                 chosen = _as_list(self.config_init[self.subcommand].trainer.logger)
@@ -217,8 +236,10 @@ def _check_readable(checkpoint: str) -> None:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(f"--ckpt_path: {file}: not a checkpoint that can be read safely") from error
     if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
-        raise InputError(f"--ckpt_path: {file}: not a checkpoint of a run; expected checkpoints/last.ckpt. Weights "
-                         "alone are given as --model.weights, adapters as --model.adapter")  # fmt: skip
+        raise InputError(
+            f"--ckpt_path: {file}: not a checkpoint of a run; expected checkpoints/last.ckpt. Weights "
+            "alone are given as --model.weights, adapters as --model.adapter"
+        )
 
 
 def run(args: list[str] | None) -> None:

@@ -22,9 +22,17 @@ from uscl.errors import InputError
 RECORD = "run.json"
 # What a run leaves behind; --overwrite removes these and nothing else.
 _FILES = (
-    RECORD, "config.yaml", "splits.csv", "adapter.safetensors", "weights.safetensors", "rows.csv", "table.md",
-    "metrics.csv", "hparams.yaml", "cost.json",
-)  # fmt: skip
+    RECORD,
+    "config.yaml",
+    "splits.csv",
+    "adapter.safetensors",
+    "weights.safetensors",
+    "rows.csv",
+    "table.md",
+    "metrics.csv",
+    "hparams.yaml",
+    "cost.json",
+)
 _FOLDERS = ("checkpoints", "pictures", "masks", "tests", "wandb")
 # Set for the processes that Lightning starts, so that all ranks write to one folder.
 SHARED = "USCL_RUN_FOLDER"
@@ -79,8 +87,10 @@ def reopen_run_folder(wanted: str | os.PathLike[str], config: dict[str, Any]) ->
         raise InputError(f"--resume: the run in {folder} has finished; its results stand there")
     differing = sorted(_differences(began, config))
     if differing:
-        raise InputError(f"--resume: the run in {folder} began with another {differing[0]}; resume with the settings "
-                         "it began with, or begin anew with --overwrite")  # fmt: skip
+        raise InputError(
+            f"--resume: the run in {folder} began with another {differing[0]}; resume with the settings "
+            "it began with, or begin anew with --overwrite"
+        )
     os.environ[SHARED] = str(folder)
     return folder
 

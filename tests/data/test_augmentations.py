@@ -13,8 +13,15 @@ from uscl.errors import InputError
 
 ENTRIES = [entry.name for entry in fields(Augmentation) if entry.name != "probability"]
 MOVING = ("rotation", "scaling", "twist")
-STRENGTH = {"rotation": 20.0, "scaling": 0.3, "twist": 25.0, "speckle": 0.5, "blur": 1.5, "bias_field": 0.5,
-            "sector": 0.9}  # fmt: skip
+STRENGTH = {
+    "rotation": 20.0,
+    "scaling": 0.3,
+    "twist": 25.0,
+    "speckle": 0.5,
+    "blur": 1.5,
+    "bias_field": 0.5,
+    "sector": 0.9,
+}
 
 
 def patch(size: int = 32):

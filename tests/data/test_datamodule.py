@@ -263,9 +263,12 @@ def test_labels_that_do_not_fit_are_refused(study, tmp_path, wrong):
     array = label.array.astype(np.uint8)
     spacing, origin = label.spacing, label.origin
     words = {
-        "shape": "does not lie on the grid of", "moved": "does not lie on the grid of",
-        "unknown id": r"label ids \[9\]", "no foreground": "has no foreground", "no label": "has no label map",
-    }  # fmt: skip
+        "shape": "does not lie on the grid of",
+        "moved": "does not lie on the grid of",
+        "unknown id": r"label ids \[9\]",
+        "no foreground": "has no foreground",
+        "no label": "has no label map",
+    }
     if wrong == "shape":
         array = array[:-1]
     elif wrong == "moved":

@@ -14,7 +14,7 @@ from uscl.data.datasets import (
     read_brats,
     read_folder,
     read_totalsegmentator,
-)  # fmt: skip
+)
 from uscl.data.store import read_case
 from uscl.data.volume import Volume, read_image, read_label, write_volume
 from uscl.errors import InputError
@@ -44,8 +44,10 @@ def test_plain_layout(tmp_path):
     assert found.name == "set"
     assert found.label_names == {1: "liver"}
     assert [(case.name, case.patient, case.split, case.label is not None) for case in found.cases] == [
-        ("a", "p1", "val", True), ("b", "p1", "val", True), ("c", "c", None, True),
-    ]  # fmt: skip
+        ("a", "p1", "val", True),
+        ("b", "p1", "val", True),
+        ("c", "c", None, True),
+    ]
     # Images to test on count once they have labels.
     write_volume(root / "labelsTs" / "t.nrrd", Volume(np.ones((6, 5, 4), np.uint8)))
     case = read_folder(root).cases[-1]
@@ -180,8 +182,13 @@ def touch(root, *names):
 
 
 def test_channels_of_an_nnunet_raw_data_set(tmp_path):
-    root = touch(tmp_path, *[f"imagesTr/p{n}_000{c}.nii.gz" for n in range(2) for c in range(2)],
-                 "labelsTr/p0.nii.gz", "labelsTr/p1.nii.gz", "imagesTs/q_0000.nii.gz")  # fmt: skip
+    root = touch(
+        tmp_path,
+        *[f"imagesTr/p{n}_000{c}.nii.gz" for n in range(2) for c in range(2)],
+        "labelsTr/p0.nii.gz",
+        "labelsTr/p1.nii.gz",
+        "imagesTs/q_0000.nii.gz",
+    )
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ignore": 4}
     (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "FLAIR", "1": "T1c"}, "labels": labels}))
     found = read_folder(root)
@@ -220,15 +227,19 @@ def test_numbers_in_names_are_not_channels(tmp_path):
     (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
     cases = read_folder(root).cases
     assert [(case.image.name, case.label is not None) for case in cases][1:] == [
-        ("amos_0001.nii.gz", True), ("amos_0002.nii.gz", True),
-    ]  # fmt: skip
+        ("amos_0001.nii.gz", True),
+        ("amos_0002.nii.gz", True),
+    ]
 
 
 def test_amos(tmp_path, scans):
     found = read_amos(scans["amos"])
     assert [(case.name, case.split) for case in found.cases] == [
-        ("amos_0001", None), ("amos_0002", None), ("amos_0509", None), ("amos_0004", "test"),
-    ]  # fmt: skip
+        ("amos_0001", None),
+        ("amos_0002", None),
+        ("amos_0509", None),
+        ("amos_0004", "test"),
+    ]
     assert len(found.label_names) == 15
     assert found.label_names[8] == "aorta"
     assert [case.name for case in read_amos(scans["amos"], "ct").cases] == ["amos_0001", "amos_0002", "amos_0004"]
@@ -273,8 +284,13 @@ def test_totalsegmentator(tmp_path, scans):
 
 
 def test_incomplete_totalsegmentator(tmp_path, caplog):
-    touch(tmp_path, "s1/ct.nii.gz", *[f"s1/segmentations/{name}.nii.gz" for name in ("liver", "spleen")],
-          "s2/ct.nii.gz", "s2/segmentations/liver.nii.gz")  # fmt: skip
+    touch(
+        tmp_path,
+        "s1/ct.nii.gz",
+        *[f"s1/segmentations/{name}.nii.gz" for name in ("liver", "spleen")],
+        "s2/ct.nii.gz",
+        "s2/segmentations/liver.nii.gz",
+    )
     assert len(read_totalsegmentator(tmp_path).cases) == 2
     assert "1 of 2 cases lack the masks of some classes, first s2, which lacks spleen" in caplog.text
     touch(tmp_path, "s3/segmentations/liver.nii.gz")
@@ -343,8 +359,11 @@ def test_what_is_wrong_with_brats_is_told(tmp_path):
 
 
 def test_predictions_among_the_scans(tmp_path):
-    touch(tmp_path, *[f"{folder}/BraTS-GLI-00001-000-seg.nii.gz" for folder in ("a", "predicted")],
-          *[f"a/BraTS-GLI-0000{n}-000-t2f.nii.gz" for n in (1, 2)])  # fmt: skip
+    touch(
+        tmp_path,
+        *[f"{folder}/BraTS-GLI-00001-000-seg.nii.gz" for folder in ("a", "predicted")],
+        *[f"a/BraTS-GLI-0000{n}-000-t2f.nii.gz" for n in (1, 2)],
+    )
     found = read_brats(tmp_path)
     assert [case.name for case in found.cases] == ["BraTS-GLI-00002-000"]
     with pytest.raises(InputError, match=r"predicted/BraTS.*has a seg already, .*keep copies and predictions outside"):
@@ -372,9 +391,11 @@ def test_real_examples(shared_data, tmp_path):
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("image", "label", "file", "organs"),
-    [("example_ct_sm", "example_seg", "ct", {1: "spleen", 5: "liver", 52: "aorta"}),
-     ("example_mr_sm", "example_seg_mr", "mri", {1: "spleen", 5: "liver", 23: "aorta"})],
-)  # fmt: skip
+    [
+        ("example_ct_sm", "example_seg", "ct", {1: "spleen", 5: "liver", 52: "aorta"}),
+        ("example_mr_sm", "example_seg_mr", "mri", {1: "spleen", 5: "liver", 23: "aorta"}),
+    ],
+)
 def test_real_totalsegmentator_scans(shared_data, tmp_path, image, label, file, organs):
     """The examples are label maps of all structures; a download has a mask of each in a folder."""
     source = shared_data / "ct_mr_totalseg"

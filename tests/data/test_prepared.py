@@ -42,8 +42,21 @@ def download(root, cases: int = 4, dtype=np.int16):
 
 
 def prepare(root, out, *more) -> int:
-    return main(["prepare", "folder", "--root", str(root), "--out", str(out), "--preprocessing.spacing", "[2, 2, 2]",
-                 "--preprocessing.patch_size", "32", *more])  # fmt: skip
+    return main(
+        [
+            "prepare",
+            "folder",
+            "--root",
+            str(root),
+            "--out",
+            str(out),
+            "--preprocessing.spacing",
+            "[2, 2, 2]",
+            "--preprocessing.patch_size",
+            "32",
+            *more,
+        ]
+    )
 
 
 def report(out) -> dict[str, dict[str, str]]:
@@ -74,8 +87,10 @@ def module(root, **options) -> VolumeDataModule:
 def test_patches_from_the_store_are_those_from_the_files(prepared, centre):
     root, out = prepared
     patches = []
-    for data in (module(root, sampling=PatchSampling(centre, 2, 5)),
-                 module(out, sampling=PatchSampling(centre, 2, 5), dataset="prepared")):  # fmt: skip
+    for data in (
+        module(root, sampling=PatchSampling(centre, 2, 5)),
+        module(out, sampling=PatchSampling(centre, 2, 5), dataset="prepared"),
+    ):
         data.setup("fit")
         patches.append([data.train_dataloader().dataset[number] for number in range(6)])
     for raw, stored in zip(*patches, strict=True):
@@ -142,8 +157,10 @@ def test_grey_values_survive(tmp_path, dtype):
 
 
 def test_settings_that_were_not_prepared_are_not_read_by_mistake(prepared):
-    for other in (Preprocessing(spacing=(1.5, 1.5, 1.5), patch_size=32),
-                  Preprocessing(spacing=(2.0, 2.0, 2.0), patch_size=32, clamp=(-100.0, 100.0))):  # fmt: skip
+    for other in (
+        Preprocessing(spacing=(1.5, 1.5, 1.5), patch_size=32),
+        Preprocessing(spacing=(2.0, 2.0, 2.0), patch_size=32, clamp=(-100.0, 100.0)),
+    ):
         assert key_of(other) != key_of(SMALL)
         with pytest.raises(InputError, match=r"was not prepared with spacing .* run uscl prepare with these settings"):
             module(prepared[1], preprocessing=other, dataset="prepared").setup("fit")

@@ -72,9 +72,16 @@ def test_every_mask_has_a_name_of_its_own(tmp_path):
     prompts = [Prompt(tmp_path / image, "liver", ()) for image in images]
     prompts += [Prompt(tmp_path / "lone.nii", name, ()) for name in ("", "left/right kidney", "left right kidney")]
     assert mask_names(prompts) == [
-        "p1_ct__liver", "p2_ct__liver", "clip.mp4__liver", "clip.avi__liver", "lone__liver", "1.2.840.5__liver", "lone",
-        "lone__left_right_kidney", "lone__left_right_kidney_2",
-    ]  # fmt: skip
+        "p1_ct__liver",
+        "p2_ct__liver",
+        "clip.mp4__liver",
+        "clip.avi__liver",
+        "lone__liver",
+        "1.2.840.5__liver",
+        "lone",
+        "lone__left_right_kidney",
+        "lone__left_right_kidney_2",
+    ]
 
 
 SMALL = Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=32)

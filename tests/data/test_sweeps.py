@@ -124,8 +124,15 @@ def test_series_in_space(tmp_path, frames):
 
 def in_space(folder: Path, frames: np.ndarray, places: list[list[float]], **tags) -> Path:
     for number, (frame, place) in enumerate(zip(frames, places, strict=True)):
-        write_dicom(folder / f"{number}.dcm", frame, ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-                    ImagePositionPatient=place, PixelSpacing=[0.25, 0.5], InstanceNumber=number, **tags)  # fmt: skip
+        write_dicom(
+            folder / f"{number}.dcm",
+            frame,
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ImagePositionPatient=place,
+            PixelSpacing=[0.25, 0.5],
+            InstanceNumber=number,
+            **tags,
+        )
     return folder
 
 
@@ -169,8 +176,15 @@ def test_frames_that_are_missing_are_not_passed_over(tmp_path, frames):
 
 def test_slices_of_several_orientations_are_not_frames(tmp_path, frames):
     in_space(tmp_path / "s", frames[:3], [[0, 0, 2.5 * n] for n in range(3)], Modality="MR")
-    write_dicom(tmp_path / "s" / "9.dcm", frames[3], ImageOrientationPatient=[0, 1, 0, 0, 0, 1], Modality="MR",
-                ImagePositionPatient=[0, 0, 0], PixelSpacing=[0.25, 0.5], InstanceNumber=3)  # fmt: skip
+    write_dicom(
+        tmp_path / "s" / "9.dcm",
+        frames[3],
+        ImageOrientationPatient=[0, 1, 0, 0, 0, 1],
+        Modality="MR",
+        ImagePositionPatient=[0, 0, 0],
+        PixelSpacing=[0.25, 0.5],
+        InstanceNumber=3,
+    )
     with pytest.raises(InputError, match="slices of several orientations"):
         read_sweep(tmp_path / "s", KNOWN)
 
@@ -321,8 +335,10 @@ def test_label_volume_must_lie_on_the_grid_of_a_series_in_space(tmp_path, frames
     assert np.array_equal(read_sweep_label(tmp_path / "label.nii.gz", series).array, array)
     apart = read_sweep(tmp_path / "s", SweepReading(step=0.5))
     assert read_sweep_label(tmp_path / "label.nii.gz", apart).spacing[2] == 0.5
-    write_volume(tmp_path / "turned.nii.gz", Volume(array[:, ::-1], series.spacing, (0.0, 23 * 0.25, 0.0),
-                                                    np.diag([1.0, -1.0, 1.0])))  # fmt: skip
+    write_volume(
+        tmp_path / "turned.nii.gz",
+        Volume(array[:, ::-1], series.spacing, (0.0, 23 * 0.25, 0.0), np.diag([1.0, -1.0, 1.0])),
+    )
     with pytest.raises(InputError, match="does not lie on the grid"):
         read_sweep_label(tmp_path / "turned.nii.gz", series)
 
@@ -428,14 +444,20 @@ def several_in_one(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (break_video, "cannot be decoded"), (cut_avi, "cut short|cannot be decoded"), (empty_file, "is empty"),
-        (broken_picture, r"0002\.png: not readable"), (other_size, "frame 4 has size"), (single_frame, "1 frame"),
-        (constant, "every pixel is 7"), (several_in_one, "holds 3 pictures"),
+        (break_video, "cannot be decoded"),
+        (cut_avi, "cut short|cannot be decoded"),
+        (empty_file, "is empty"),
+        (broken_picture, r"0002\.png: not readable"),
+        (other_size, "frame 4 has size"),
+        (single_frame, "1 frame"),
+        (constant, "every pixel is 7"),
+        (several_in_one, "holds 3 pictures"),
         (no_picture_inside, "neither pictures nor DICOM"),
-        (of_another_kind, "no sweep that can be read"), (cut_dicom, "cut short: 11[0-9]+ of 16384 bytes"),
+        (of_another_kind, "no sweep that can be read"),
+        (cut_dicom, "cut short: 11[0-9]+ of 16384 bytes"),
         (lambda folder: folder / "missing.avi", "no such file"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_named(tmp_path, broken, message):
     path = broken(tmp_path)
     with pytest.raises(InputError, match=message) as caught:
@@ -454,10 +476,12 @@ def test_readings_in_tables():
 
 @pytest.mark.shared
 def test_real_clips(shared_data, tmp_path):
-    for name, shape in [("us_pocus/Pneu_northumbria_0409_set3_vid1.avi", (481, 481, 90)),
-                        ("us_pocus/Reg_pat1Image_132943.mpeg", (370, 370, 280)),
-                        ("us_pydicom/examples_ybr_color.dcm", (320, 240, 30)),
-                        ("us_plus/Prostate10_video.igs.mhd", (640, 480, 10))]:  # fmt: skip
+    for name, shape in [
+        ("us_pocus/Pneu_northumbria_0409_set3_vid1.avi", (481, 481, 90)),
+        ("us_pocus/Reg_pat1Image_132943.mpeg", (370, 370, 280)),
+        ("us_pydicom/examples_ybr_color.dcm", (320, 240, 30)),
+        ("us_plus/Prostate10_video.igs.mhd", (640, 480, 10)),
+    ]:
         sweep = read_sweep(shared_data / name, SweepReading("assumed", "assumed"))
         assert sweep.shape == shape
         assert np.percentile(sweep.array, 99) > 60

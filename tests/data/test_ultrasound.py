@@ -77,14 +77,16 @@ def test_a_fresh_manifest_lists_every_sweep_with_its_label(lab, tmp_path, capsys
     assert main(["prepare", "ultrasound", "--root", str(lab), "--new-manifest", str(manifest)]) == 0
     assert sorted(lab.rglob("*")) == before, "nothing may be written into the download"
     found = rows(manifest)
-    assert {name: (row["patient"], Path(row["image"]).name, Path(row["label"]).parent.name, row["spacing"], row["step"])
-            for name, row in found.items()} == {
+    assert {
+        name: (row["patient"], Path(row["image"]).name, Path(row["label"]).parent.name, row["spacing"], row["step"])
+        for name, row in found.items()
+    } == {
         "p1_images_a": ("p1", "a.nii.gz", "labels", "", ""),
         "p1_videos_b": ("p1", "b.mp4", "labels", "assumed", "assumed"),
         "p2_d": ("p2", "d.dcm", "", "assumed", "assumed"),
         "p2_images_c": ("p2", "c", "masks", "assumed", "assumed"),
         "p3_e": ("p3", "e", "", "assumed", "assumed"),
-    }  # fmt: skip
+    }
     # What its owner has edited is never lost.
     assert main(["prepare", "ultrasound", "--root", str(lab), "--new-manifest", str(manifest)]) == 2
     assert "exists already" in capsys.readouterr().err
@@ -169,8 +171,16 @@ def test_the_store_serves_what_the_manifest_says(lab, tmp_path):
     sampling = PatchSampling(centre="label_box", minimum_foreground=1)
     batches = {}
     for dataset, root in (("ultrasound", lab), ("prepared", out)):
-        data = VolumeDataModule(str(root), SMALL, sampling, dataset=dataset, val_fraction=0.0, test_fraction=0.0,
-                                batch_size=1, classes=["liver"])  # fmt: skip
+        data = VolumeDataModule(
+            str(root),
+            SMALL,
+            sampling,
+            dataset=dataset,
+            val_fraction=0.0,
+            test_fraction=0.0,
+            batch_size=1,
+            classes=["liver"],
+        )
         data.setup("fit")
         batches[dataset] = [data.train_dataloader().dataset[n] for n in range(4)]
         assert [case.reading for case in data.data_set.cases] == [
@@ -245,13 +255,35 @@ def test_no_manifest_names_the_command_that_writes_one(tmp_path):
 
 
 def test_a_clip_is_segmented_on_its_own_grid(lab, tmp_path, caplog):
-    common = ["--backbone", "tiny", "--weights", "null", "--preprocessing.patch_size", "64",
-              "--preprocessing.spacing", "[3, 3, 3]", "--points", "24,24,2;40,24,18"]  # fmt: skip
+    common = [
+        "--backbone",
+        "tiny",
+        "--weights",
+        "null",
+        "--preprocessing.patch_size",
+        "64",
+        "--preprocessing.spacing",
+        "[3, 3, 3]",
+        "--points",
+        "24,24,2;40,24,18",
+    ]
     video = ["segment", str(lab / "p1/videos/b.mp4"), "--out", str(tmp_path / "mask.nii.gz"), *common]
     assert main(video) == 2
     with caplog.at_level("INFO"):
-        assert main([*video, "--reading.spacing", "[1.5, 1.5]", "--reading.step", "assumed",
-                     "--picture", str(tmp_path / "mask.png")]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    *video,
+                    "--reading.spacing",
+                    "[1.5, 1.5]",
+                    "--reading.step",
+                    "assumed",
+                    "--picture",
+                    str(tmp_path / "mask.png"),
+                ]
+            )
+            == 0
+        )
         assert " ml" not in caplog.text, "millilitres of assumed distances are none"
         assert main([*video, "--reading.spacing", "[1.5, 1.5]", "--reading.step", "7.5", "--overwrite"]) == 0
         assert " ml, " in caplog.text
@@ -267,8 +299,14 @@ def test_a_clip_is_segmented_on_its_own_grid(lab, tmp_path, caplog):
 def test_a_folder_of_real_clips(shared_data, tmp_path):
     count = write_manifest(shared_data / "us_pocus", tmp_path / "sweeps.csv")
     assert count == 13
-    data = VolumeDataModule(str(tmp_path / "sweeps.csv"), SMALL, PatchSampling(centre="volume"), dataset="ultrasound",
-                            test_fraction=0.0, val_fraction=0.0)  # fmt: skip
+    data = VolumeDataModule(
+        str(tmp_path / "sweeps.csv"),
+        SMALL,
+        PatchSampling(centre="volume"),
+        dataset="ultrasound",
+        test_fraction=0.0,
+        val_fraction=0.0,
+    )
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (2, 1, 32, 32, 32)

@@ -48,12 +48,15 @@ def test_every_run_leaves_its_rows_in_a_folder_of_its_own(one_scan):
         assert "--set" in record["command"]
 
 
-@pytest.mark.parametrize(("args", "told"), [
-    (["--set", "mine", "nifti", "scans", "-"], "no layout is called 'nifti'"),
-    (["--set", "mine", "folder", "nowhere", "-"], "nowhere: no such data folder"),
-    (["--card", "nowhere.json", "--set", "mine", "folder", "scans", "-"], "--card nowhere.json: no such file"),
-    ([], "nothing to score"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--set", "mine", "nifti", "scans", "-"], "no layout is called 'nifti'"),
+        (["--set", "mine", "folder", "nowhere", "-"], "nowhere: no such data folder"),
+        (["--card", "nowhere.json", "--set", "mine", "folder", "scans", "-"], "--card nowhere.json: no such file"),
+        ([], "nothing to score"),
+    ],
+)
 def test_what_cannot_be_used_is_told_in_one_line_and_leaves_nothing(args, told, one_scan):
     done = run(one_scan, *args)
     assert done.returncode == 2

@@ -90,10 +90,26 @@ def test_segment_averages_over_shifts_and_filters_and_looks_twice(scan, tmp_path
     for shifts in (1, 2):
         out = tmp_path / f"{shifts}.nii.gz"
         assert segment(scan, "--points", "20,25,15", "--out", out, "--shifts", shifts) == 0
-    assert segment(scan, "--points", "20,25,15", "--out", tmp_path / "f.nii.gz", "--shifts", 1,
-                   "--guided_filter", "false") == 0  # fmt: skip
-    assert segment(scan, "--points", "20,25,15", "--out", tmp_path / "t.nii.gz", "--shifts", 1,
-                   "--guided_filter", "false", "--first_twice", "true") == 0  # fmt: skip
+    assert (
+        segment(scan, "--points", "20,25,15", "--out", tmp_path / "f.nii.gz", "--shifts", 1, "--guided_filter", "false")
+        == 0
+    )
+    assert (
+        segment(
+            scan,
+            "--points",
+            "20,25,15",
+            "--out",
+            tmp_path / "t.nii.gz",
+            "--shifts",
+            1,
+            "--guided_filter",
+            "false",
+            "--first_twice",
+            "true",
+        )
+        == 0
+    )
     masks = [read_label(tmp_path / f"{name}.nii.gz").array for name in (1, 2, "f", "t")]
     assert not any(np.array_equal(one, other) for one, other in combinations(masks, 2))
     with pytest.raises(SystemExit) as left:
@@ -165,18 +181,47 @@ def test_bad_weights_and_outputs(scan, tmp_path, capsys):
 def experiment(name: str, study: Path, *more: str) -> list[str]:
     verb = {"lora": "fit", "eval_us": "test"}[name]
     settings = [
-        verb, "--config", str(EXPERIMENTS / f"{name}.yaml"), "--model.backbone", "tiny", "--model.weights", "null",
-        "--data.root", str(study),
-        "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]",
-        "--data.study", json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64}),
-        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-    ]  # fmt: skip
+        verb,
+        "--config",
+        str(EXPERIMENTS / f"{name}.yaml"),
+        "--model.backbone",
+        "tiny",
+        "--model.weights",
+        "null",
+        "--data.root",
+        str(study),
+        "--data.preprocessing.patch_size",
+        "64",
+        "--data.preprocessing.spacing",
+        "[3, 3, 3]",
+        "--data.study",
+        json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64}),
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
     if verb == "fit":
         settings += [
-            "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.limit_val_batches", "1",
-            "--data.sampling.minimum_foreground", "20", "--data.patches_per_epoch", "4", "--data.batch_size", "2",
-            "--data.train_patch_size", "32", "--data.objects", "2", "--model.val_clicks", "[1]",
-        ]  # fmt: skip
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.check_val_every_n_epoch",
+            "1",
+            "--trainer.limit_val_batches",
+            "1",
+            "--data.sampling.minimum_foreground",
+            "20",
+            "--data.patches_per_epoch",
+            "4",
+            "--data.batch_size",
+            "2",
+            "--data.train_patch_size",
+            "32",
+            "--data.objects",
+            "2",
+            "--model.val_clicks",
+            "[1]",
+        ]
     return [*settings, *more]
 
 
@@ -247,8 +292,10 @@ def test_a_checkpoint_is_not_tested(study, tmp_path, capsys):
 
 def test_wandb_offline_leaves_config_and_metrics(study, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger",
-              "init_args": {"offline": True, "save_dir": str(tmp_path), "project": "uscl"}}  # fmt: skip
+    logger = {
+        "class_path": "lightning.pytorch.loggers.WandbLogger",
+        "init_args": {"offline": True, "save_dir": str(tmp_path), "project": "uscl"},
+    }
     run = str(tmp_path / "run")
     assert (
         main(experiment("lora", study, "--trainer.logger", json.dumps(logger), "--trainer.default_root_dir", run)) == 0
@@ -263,9 +310,16 @@ def test_two_processes_give_the_rows_of_one(study, tmp_path):
         folder = str(tmp_path / f"on{processes}")
         strategy = ["--trainer.strategy", "ddp"] if processes == "2" else []
         command = experiment(
-            "eval_us", study, "--trainer.devices", processes, *strategy, "--trainer.default_root_dir", folder,
-            "--model.test_clicks", "[1, 2]",
-        )  # fmt: skip
+            "eval_us",
+            study,
+            "--trainer.devices",
+            processes,
+            *strategy,
+            "--trainer.default_root_dir",
+            folder,
+            "--model.test_clicks",
+            "[1, 2]",
+        )
         subprocess.run([sys.executable, "-m", "uscl", *command], check=True, capture_output=True, timeout=240)
         found = read_rows(Path(folder) / "rows.csv")
         rows.append([(r.case, r.class_name, r.clicks, r.dice, r.nsd, r.hd95) for r in found])
@@ -276,13 +330,47 @@ def test_two_processes_give_the_rows_of_one(study, tmp_path):
 def test_stage_0_on_two_processes(tmp_path):
     """Nobody waits for a gradient that never comes, and the average is taken beside the processes."""
     command = [
-        sys.executable, "-m", "uscl", "fit", "--config", str(EXPERIMENTS / "pretrain.yaml"), "--model.backbone", "tiny",
-        "--data.root", str(tmp_path / "anatomies"), "--data.torsos", "1", "--data.heads", "1", "--data.workers", "0",
-        "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]", "--data.objects", "2",
-        "--data.patches_per_epoch", "12", "--data.batch_size", "2", "--data.val_patches", "2",
-        "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.accelerator", "cpu",
-        "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.default_root_dir", str(tmp_path / "run"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "uscl",
+        "fit",
+        "--config",
+        str(EXPERIMENTS / "pretrain.yaml"),
+        "--model.backbone",
+        "tiny",
+        "--data.root",
+        str(tmp_path / "anatomies"),
+        "--data.torsos",
+        "1",
+        "--data.heads",
+        "1",
+        "--data.workers",
+        "0",
+        "--data.preprocessing.patch_size",
+        "64",
+        "--data.preprocessing.spacing",
+        "[3, 3, 3]",
+        "--data.objects",
+        "2",
+        "--data.patches_per_epoch",
+        "12",
+        "--data.batch_size",
+        "2",
+        "--data.val_patches",
+        "2",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.check_val_every_n_epoch",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=400)
     assert json.loads((tmp_path / "run" / "cost.json").read_text())["processes"] == 2
     assert (tmp_path / "run" / "weights.safetensors").is_file()

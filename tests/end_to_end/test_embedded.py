@@ -56,11 +56,26 @@ def test_dice_of_the_card_on_a_fixed_case(name, scans, tmp_path):
     """A patient that training never met, through the command line with nothing but defaults."""
     card = CARDS[name]
     args = [
-        "test", "--config", str(EXPERIMENTS / "eval_amos.yaml"), "--data.root", str(scans["amos"]),
-        "--data.study.patients", "4", "--data.classes", f"[{', '.join(card['checked'])}]", "--model.backbone", name,
-        "--model.test_clicks", "[1, 10]", "--trainer.default_root_dir", str(tmp_path / "run"),
-        "--trainer.accelerator", "cpu", "--data.num_workers", "0",
-    ]  # fmt: skip
+        "test",
+        "--config",
+        str(EXPERIMENTS / "eval_amos.yaml"),
+        "--data.root",
+        str(scans["amos"]),
+        "--data.study.patients",
+        "4",
+        "--data.classes",
+        f"[{', '.join(card['checked'])}]",
+        "--model.backbone",
+        name,
+        "--model.test_clicks",
+        "[1, 10]",
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+        "--trainer.accelerator",
+        "cpu",
+        "--data.num_workers",
+        "0",
+    ]
     assert main(args) == 0
     rows = read_rows(tmp_path / "run" / "rows.csv")
     assert all(row.weights.startswith(f"{name}.safetensors sha256:") and row.weights != RANDOM_WEIGHTS for row in rows)

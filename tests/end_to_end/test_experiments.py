@@ -35,26 +35,53 @@ PRETRAIN = sorted(EXPERIMENTS.glob("pretrain*.yaml"))
 SCANS = {"eval_amos": "amos", "eval_totalsegmentator": "totalsegmentator", "eval_brats": "brats"}
 DISTILL = EXPERIMENTS / "distill.yaml"
 OVERLAYS = {folder: sorted((EXPERIMENTS / folder).glob("*.yaml")) for folder in ("comparators", "protocols")}
-CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml")
-                 if path.parent.name not in ("sweeps", "ablation", *OVERLAYS))  # fmt: skip
+CONFIGS = sorted(
+    path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name not in ("sweeps", "ablation", *OVERLAYS)
+)
 STUDY = [EXPERIMENTS / "ablation" / f"{name}.yaml" for name in ("vcl", "lora")]
 SMALL_HEAD = ["--model.head_hidden_dim", "16", "--model.head_out_dim", "16"]
 SMALL_VALIDATION = ["--trainer.limit_val_batches", "1", "--trainer.check_val_every_n_epoch", "1"]
 SMALL_STEPS = [
-    "--data.train_patch_size", "32", "--data.objects", "2", "--data.batch_size", "2", "--model.val_clicks", "[1, 2]",
+    "--data.train_patch_size",
+    "32",
+    "--data.objects",
+    "2",
+    "--data.batch_size",
+    "2",
+    "--model.val_clicks",
+    "[1, 2]",
     *SMALL_VALIDATION,
-]  # fmt: skip
+]
 
 
 def small(config: Path, study: Path, folder: Path) -> list[str]:
     """What makes an experiment small: the settings that a user would change too, on the command line."""
     name = config.stem
     args = [
-        VERBS[name], "--config", str(config), "--model.backbone", "tiny", "--model.weights", "null",
-        "--data.root", str(study), "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]",
-        "--data.num_workers", "0", "--trainer.default_root_dir", str(folder / name), "--trainer.accelerator", "cpu",
-        "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false",
-    ]  # fmt: skip
+        VERBS[name],
+        "--config",
+        str(config),
+        "--model.backbone",
+        "tiny",
+        "--model.weights",
+        "null",
+        "--data.root",
+        str(study),
+        "--data.preprocessing.patch_size",
+        "64",
+        "--data.preprocessing.spacing",
+        "[3, 3, 3]",
+        "--data.num_workers",
+        "0",
+        "--trainer.default_root_dir",
+        str(folder / name),
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.precision",
+        "32-true",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
     if "paper" not in config.parts:
         args += ["--data.study", json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64})]
     if VERBS[name] == "fit":
@@ -73,7 +100,7 @@ def runs(study, tmp_path_factory):
         "lora": ["--model.vcl_adapter", str(folder / "vcl/adapter.safetensors"), *SMALL_STEPS],
         "eval_us": ["--model.adapter", str(folder / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"],
         "predict_us": ["--model.adapter", str(folder / "lora/adapter.safetensors")],
-    }  # fmt: skip
+    }
     for name in VERBS:
         assert main(small(EXPERIMENTS / f"{name}.yaml", study, folder) + extra[name]) == 0
     return folder
@@ -88,16 +115,44 @@ def test_every_experiment_is_known_here():
 @pytest.mark.parametrize("config", PRETRAIN, ids=lambda file: file.stem)
 def test_pretraining_leaves_weights_that_the_other_stages_take(config, study, tmp_path):
     args = [
-        "fit", "--config", str(config), "--model.backbone", "tiny", "--model.weights", "null",
-        "--data.root", str(tmp_path / "anatomies"),
-        "--data.torsos", "1", "--data.heads", "1", "--data.preprocessing.patch_size", "64",
-        "--data.preprocessing.spacing", "[3, 3, 3]", "--data.batch_size", "2", "--data.patches_per_epoch", "4",
-        "--data.val_patches", "2",
-        "--data.workers", "0", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
-        "--trainer.check_val_every_n_epoch", "1", "--trainer.enable_progress_bar", "false",
-        "--trainer.enable_model_summary", "false",  # warns of bfloat16
-        "--trainer.default_root_dir", str(tmp_path / "pretrain"),
-    ]  # fmt: skip
+        "fit",
+        "--config",
+        str(config),
+        "--model.backbone",
+        "tiny",
+        "--model.weights",
+        "null",
+        "--data.root",
+        str(tmp_path / "anatomies"),
+        "--data.torsos",
+        "1",
+        "--data.heads",
+        "1",
+        "--data.preprocessing.patch_size",
+        "64",
+        "--data.preprocessing.spacing",
+        "[3, 3, 3]",
+        "--data.batch_size",
+        "2",
+        "--data.patches_per_epoch",
+        "4",
+        "--data.val_patches",
+        "2",
+        "--data.workers",
+        "0",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.check_val_every_n_epoch",
+        "1",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.enable_model_summary",
+        "false",  # warns of bfloat16
+        "--trainer.default_root_dir",
+        str(tmp_path / "pretrain"),
+    ]
     assert main(args) == 0
     header = (tmp_path / "pretrain/metrics.csv").read_text().splitlines()[0]
     assert all(name in header for name in ("train/loss", "train/dice", "val/dice_1", "val/dice"))
@@ -110,17 +165,51 @@ def test_pretraining_leaves_weights_that_the_other_stages_take(config, study, tm
 
 
 def test_a_distilled_student_is_a_backbone_like_any_other(study, tmp_path):
-    fast = json.dumps({**dataclasses.asdict(VARIANTS["tiny"]), "depth": 2, "global_attention_blocks": [],
-                       "attention_free_blocks": 1, "residual_after_norm": True})  # fmt: skip
+    fast = json.dumps(
+        {
+            **dataclasses.asdict(VARIANTS["tiny"]),
+            "depth": 2,
+            "global_attention_blocks": [],
+            "attention_free_blocks": 1,
+            "residual_after_norm": True,
+        }
+    )
     save_weights(build_sam_med3d("tiny"), tmp_path / "teacher.safetensors")
     args = [
-        "fit", "--config", str(DISTILL), "--model.backbone", fast, "--model.teacher", "tiny", "--model.teacher_weights",
-        str(tmp_path / "teacher.safetensors"), "--data.root", str(tmp_path / "anatomies"),
-        "--data.torsos", "1", "--data.heads", "1", "--data.preprocessing.patch_size", "64",
-        "--data.preprocessing.spacing", "[3, 3, 3]", "--data.patches_per_epoch", "4", "--data.val_patches", "2",
-        "--data.workers", "0", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
-        "--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(tmp_path / "distill"),
-    ]  # fmt: skip
+        "fit",
+        "--config",
+        str(DISTILL),
+        "--model.backbone",
+        fast,
+        "--model.teacher",
+        "tiny",
+        "--model.teacher_weights",
+        str(tmp_path / "teacher.safetensors"),
+        "--data.root",
+        str(tmp_path / "anatomies"),
+        "--data.torsos",
+        "1",
+        "--data.heads",
+        "1",
+        "--data.preprocessing.patch_size",
+        "64",
+        "--data.preprocessing.spacing",
+        "[3, 3, 3]",
+        "--data.patches_per_epoch",
+        "4",
+        "--data.val_patches",
+        "2",
+        "--data.workers",
+        "0",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.default_root_dir",
+        str(tmp_path / "distill"),
+    ]
     assert main(args) == 0
     header = (tmp_path / "distill/metrics.csv").read_text().splitlines()[0]
     assert all(name in header for name in ("train/mse", "val/mse"))
@@ -132,8 +221,9 @@ def test_a_distilled_student_is_a_backbone_like_any_other(study, tmp_path):
     assert {row.method for row in read_rows(tmp_path / "eval_us/rows.csv")} == {"FastSAM3D"}
 
 
-@pytest.mark.parametrize("overlay", [path for path in OVERLAYS["comparators"] if path.stem != "fastsam3d"],
-                         ids=lambda path: path.stem)  # fmt: skip
+@pytest.mark.parametrize(
+    "overlay", [path for path in OVERLAYS["comparators"] if path.stem != "fastsam3d"], ids=lambda path: path.stem
+)
 def test_comparators_without_their_weights(study, tmp_path, overlay, capsys, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setenv("USCL_WEIGHTS", str(tmp_path))
@@ -353,11 +443,28 @@ def test_scans_in_the_layout_of_their_data_set(name, scans, tmp_path):
     for config in (EXPERIMENTS / f"{name}.yaml", EXPERIMENTS / "paper" / f"{name}.yaml"):
         folder = tmp_path / config.parent.name
         args = [
-            "test", "--config", str(config), "--model.backbone", "tiny", "--model.weights", "null",
-            "--data.root", str(scans[SCANS[name]]), "--data.preprocessing.patch_size", "64",
-            "--data.preprocessing.spacing", "[3, 3, 3]", "--data.num_workers", "0", "--model.test_clicks", "[1]",
-            "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu",
-        ]  # fmt: skip
+            "test",
+            "--config",
+            str(config),
+            "--model.backbone",
+            "tiny",
+            "--model.weights",
+            "null",
+            "--data.root",
+            str(scans[SCANS[name]]),
+            "--data.preprocessing.patch_size",
+            "64",
+            "--data.preprocessing.spacing",
+            "[3, 3, 3]",
+            "--data.num_workers",
+            "0",
+            "--model.test_clicks",
+            "[1]",
+            "--trainer.default_root_dir",
+            str(folder),
+            "--trainer.accelerator",
+            "cpu",
+        ]
         one = "whole tumour" if name == "eval_brats" else "liver"
         if config.parent.name == "paper":  # few objects: scoring the scattered masks of random weights takes its time
             args += ["--data.classes", f"[{one}]"]
@@ -377,11 +484,13 @@ def test_scans_in_the_layout_of_their_data_set(name, scans, tmp_path):
 
 @pytest.mark.parametrize(
     ("choice", "title"),
-    [(["--model.tuning", "AdaptFormer", "--model.tuning.width", "8"], "SAM-Med3D + AdaptFormer"),
-     (["--model.tuning", "FullTuning"], "SAM-Med3D, fully tuned"),
-     (["--model.tuning.projections", "[q, k, v, out]", "--model.tuning.decoder_rank", "2"], "SAM-Med3D + LoRA")],
+    [
+        (["--model.tuning", "AdaptFormer", "--model.tuning.width", "8"], "SAM-Med3D + AdaptFormer"),
+        (["--model.tuning", "FullTuning"], "SAM-Med3D, fully tuned"),
+        (["--model.tuning.projections", "[q, k, v, out]", "--model.tuning.decoder_rank", "2"], "SAM-Med3D + LoRA"),
+    ],
     ids=["adaptformer", "full", "lora"],
-)  # fmt: skip
+)
 def test_every_tuning_method_from_the_command_line(choice, title, study, tmp_path):
     args = small(EXPERIMENTS / "lora.yaml", study, tmp_path)
     cut = args.index("--model.tuning.rank")
@@ -399,13 +508,41 @@ def test_fine_tuning_on_every_data_set(dataset, scans, study, tmp_path):
     root = study if dataset == "ultrasound" else scans[dataset]
     one = {"brats": "whole tumour"}.get(dataset, "liver")
     args = [
-        "fit", "--config", str(EXPERIMENTS / "lora.yaml"), "--data", "VolumeDataModule", "--data.dataset", dataset,
-        "--data.root", str(root), "--data.classes", f"[{one}]", "--data.patches_per_epoch", "2",
-        "--data.preprocessing.patch_size", "64", "--data.preprocessing.spacing", "[3, 3, 3]", "--data.num_workers", "0",
-        "--data.sampling.minimum_foreground", "20", "--model.backbone", "tiny", "--model.weights", "null",
-        "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path),
-        *SMALL_STEPS, "--trainer.check_val_every_n_epoch", "2",
-    ]  # fmt: skip
+        "fit",
+        "--config",
+        str(EXPERIMENTS / "lora.yaml"),
+        "--data",
+        "VolumeDataModule",
+        "--data.dataset",
+        dataset,
+        "--data.root",
+        str(root),
+        "--data.classes",
+        f"[{one}]",
+        "--data.patches_per_epoch",
+        "2",
+        "--data.preprocessing.patch_size",
+        "64",
+        "--data.preprocessing.spacing",
+        "[3, 3, 3]",
+        "--data.num_workers",
+        "0",
+        "--data.sampling.minimum_foreground",
+        "20",
+        "--model.backbone",
+        "tiny",
+        "--model.weights",
+        "null",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.default_root_dir",
+        str(tmp_path),
+        *SMALL_STEPS,
+        "--trainer.check_val_every_n_epoch",
+        "2",
+    ]
     assert main(args) == 0
     assert (tmp_path / "adapter.safetensors").is_file()
     assert (tmp_path / "checkpoints/last.ckpt").is_file(), "an epoch without validation is lost when a run is cut short"

@@ -24,12 +24,25 @@ def small(study, tmp_path_factory) -> Path:
     test = {"data": {"init_args": {**data}}, "model": {"init_args": {"test_clicks": [1]}}}
     (folder / "test.yaml").write_text(yaml.safe_dump(test))
     training = {
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "limit_val_batches": 1,
-                    "check_val_every_n_epoch": 1},
+        "trainer": {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "limit_val_batches": 1,
+            "check_val_every_n_epoch": 1,
+        },
         "model": {"init_args": {"backbone": "tiny", "weights": None, "val_clicks": [1]}},
-        "data": {"init_args": {**data, "patches_per_epoch": 4, "batch_size": 2, "train_patch_size": 32, "objects": 2,
-                               "sampling": {"minimum_foreground": 20}}},
-    }  # fmt: skip
+        "data": {
+            "init_args": {
+                **data,
+                "patches_per_epoch": 4,
+                "batch_size": 2,
+                "train_patch_size": 32,
+                "objects": 2,
+                "sampling": {"minimum_foreground": 20},
+            }
+        },
+    }
     (folder / "train.yaml").write_text(yaml.safe_dump(training))
     return folder
 
@@ -54,8 +67,20 @@ def test_one_command_trains_tests_and_tells_the_cost(small, tmp_path):
     also.write_text((EXPERIMENTS / "eval_us.yaml").read_text())
     overlay = f"--config {small / 'test.yaml'}"
     tests = json.dumps([f"{EXPERIMENTS / 'eval_us.yaml'} {overlay}", f"{also} {overlay} --data.classes '[liver]'"])
-    assert fit(small, "--trainer.default_root_dir", str(run), "--test_with", tests,
-               "--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true") == 0  # fmt: skip
+    assert (
+        fit(
+            small,
+            "--trainer.default_root_dir",
+            str(run),
+            "--test_with",
+            tests,
+            "--trainer.logger",
+            "WandbLogger",
+            "--trainer.logger.offline",
+            "true",
+        )
+        == 0
+    )
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     everything, livers = (read_rows(run / "tests" / name / "rows.csv") for name in ("eval_us", "again"))
     assert {row.class_name for row in livers} == {"liver"} < {row.class_name for row in everything}
@@ -65,8 +90,9 @@ def test_one_command_trains_tests_and_tells_the_cost(small, tmp_path):
     # What W&B would upload lies in the run folder, with configuration and rows.
     logged = list((run / "wandb").rglob("*.table.json"))
     assert {path.parent.relative_to(run / "wandb").parts[-2:] for path in logged} == {
-        ("test", "eval_us"), ("test", "again"),
-    }  # fmt: skip
+        ("test", "eval_us"),
+        ("test", "again"),
+    }
     drawn = {path.parent.name for path in (run / "wandb").rglob("media/images/test/*/*.png")}
     assert drawn == {"eval_us", "again"}
     tables = [json.loads(path.read_text()) for path in logged]

@@ -30,8 +30,18 @@ def tilted(volume: Volume) -> Volume:
 @pytest.mark.parametrize("name", SCANS)
 def test_masks_lie_on_the_grid_and_move_with_the_scan(shared_data, tmp_path, name):
     scan, (i, j, k) = shared_data / name, SCANS[name]
-    common = ["--backbone", "tiny", "--weights", "null", "--preprocessing.patch_size", "64",
-              "--preprocessing.spacing", "[3, 3, 3]", "--guided_filter", "false"]  # fmt: skip
+    common = [
+        "--backbone",
+        "tiny",
+        "--weights",
+        "null",
+        "--preprocessing.patch_size",
+        "64",
+        "--preprocessing.spacing",
+        "[3, 3, 3]",
+        "--guided_filter",
+        "false",
+    ]
     assert main(["segment", str(scan), "--points", f"{i},{j},{k}", "--out", str(tmp_path / "a.nii.gz"), *common]) == 0
     image, mask = sitk.ReadImage(str(scan)), sitk.ReadImage(str(tmp_path / "a.nii.gz"))
     assert mask.GetSize() == image.GetSize()

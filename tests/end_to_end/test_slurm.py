@@ -78,16 +78,31 @@ def cluster(tmp_path, monkeypatch) -> Path:
 
 
 def write_sweep(path: Path, ranks: list[int]) -> Path:
-    content = {"command": ["uscl", "fit", "${args}"], "method": "grid",
-               "parameters": {"model.tuning.rank": {"values": ranks}}}  # fmt: skip
+    content = {
+        "command": ["uscl", "fit", "${args}"],
+        "method": "grid",
+        "parameters": {"model.tuning.rank": {"values": ranks}},
+    }
     path.write_text(yaml.safe_dump(content))
     return path
 
 
 def test_cells_go_to_the_cluster_once(cluster, capsys):
     file, out = write_sweep(cluster / "s.yaml", [4, 0, 8]), cluster / "out"
-    args = ["sweep", str(file), "--out", str(out), "--jobs", "2", "--slurm.minutes", "90", "--slurm.partition", "gpu",
-            "--slurm.setup", "[module load cuda]"]  # fmt: skip
+    args = [
+        "sweep",
+        str(file),
+        "--out",
+        str(out),
+        "--jobs",
+        "2",
+        "--slurm.minutes",
+        "90",
+        "--slurm.partition",
+        "gpu",
+        "--slurm.setup",
+        "[module load cuda]",
+    ]
     assert main(args) == 2
     assert "1 of 3 cells failed, first rank-0" in capsys.readouterr().err
     script = (cluster / "script.sh").read_text()
@@ -104,8 +119,10 @@ def test_cells_go_to_the_cluster_once(cluster, capsys):
     with (out / "sweep.csv").open() as stream:
         rows = {row["cell"]: row for row in csv.DictReader(stream)}
     assert {name: row["status"] for name, row in rows.items()} == {
-        "rank-4": "finished", "rank-0": "failed", "rank-8": "finished",
-    }  # fmt: skip
+        "rank-4": "finished",
+        "rank-0": "failed",
+        "rank-8": "finished",
+    }
     assert (rows["rank-4"]["seconds"], rows["rank-0"]["seconds"]) == ("90.5", "nan")
     # Lightning would take these for its own and refuse to start processes.
     assert (out / "rank-4" / "environment").read_text() == ""

@@ -18,21 +18,36 @@ from uscl.commands.sweep_file import cell_command, cell_name, read_sweep_file
 from uscl.errors import InputError
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-FILES = [file for folder in ("sweeps", "ablation") for file in sorted((EXPERIMENTS / folder).glob("*.yaml"))
-         if "parameters:" in file.read_text()]  # fmt: skip
+FILES = [
+    file
+    for folder in ("sweeps", "ablation")
+    for file in sorted((EXPERIMENTS / folder).glob("*.yaml"))
+    if "parameters:" in file.read_text()
+]
 
 
 def small_sweep(study: Path, path: Path, ranks: list[int]) -> Path:
     """Stage 2 for a step with the tiny backbone, at some ranks."""
     options = {
-        "model.backbone": "tiny", "model.weights": "null", "model.val_clicks": "[1]", "data.batch_size": 2,
-        "data.train_patch_size": 32, "data.objects": 2, "trainer.check_val_every_n_epoch": 1,
-        "data.root": str(study), "data.preprocessing.patch_size": 64, "data.preprocessing.spacing": "[3, 3, 3]",
-        "data.num_workers": 0, "data.patches_per_epoch": 2, "data.sampling.minimum_foreground": 20,
+        "model.backbone": "tiny",
+        "model.weights": "null",
+        "model.val_clicks": "[1]",
+        "data.batch_size": 2,
+        "data.train_patch_size": 32,
+        "data.objects": 2,
+        "trainer.check_val_every_n_epoch": 1,
+        "data.root": str(study),
+        "data.preprocessing.patch_size": 64,
+        "data.preprocessing.spacing": "[3, 3, 3]",
+        "data.num_workers": 0,
+        "data.patches_per_epoch": 2,
+        "data.sampling.minimum_foreground": 20,
         "data.study": json.dumps({"patients": 3, "sweeps_per_patient": 2, "frames": 12, "size": 64}),
-        "trainer.max_epochs": 1, "trainer.limit_val_batches": 1,
-        "trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false",
-    }  # fmt: skip
+        "trainer.max_epochs": 1,
+        "trainer.limit_val_batches": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+    }
     fixed = [f"--{name}={value}" for name, value in options.items()]
     command = ["${env}", "uscl", "fit", "--config", str(EXPERIMENTS / "lora.yaml"), *fixed, "${args}"]
     content = {"program": "uscl", "command": command, "method": "grid", "parameters": {}}
@@ -233,8 +248,11 @@ def test_nothing_else_is_taken_for_a_sweep(tmp_path, capsys, monkeypatch):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     (tmp_path / "base.yaml").write_text("seed_everything: 0")
-    content = {"command": ["uscl", "fit", "--config", "base.yaml", "${args}"], "method": "grid",
-               "parameters": {"nothing": {"values": [1]}}}  # fmt: skip
+    content = {
+        "command": ["uscl", "fit", "--config", "base.yaml", "${args}"],
+        "method": "grid",
+        "parameters": {"nothing": {"values": [1]}},
+    }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     assert main(["sweep", "s.yaml", "--out", "photos"]) == 2
     assert "something else than a sweep" in capsys.readouterr().err
@@ -261,8 +279,15 @@ def test_sweep_files_mean_the_same_to_wandb_and_to_our_command_line(file, tmp_pa
         ours = cell_command(asked.command, cell, tmp_path)
         expanded = create_sweep_command(copy.copy(list(asked.command)))
         assert expanded[:3] == ["${env}", "uscl", "fit"]
-        assert ours == [sys.executable, "-m", "uscl", *asked.command[2:-1], *theirs,
-                        f"--trainer.default_root_dir={tmp_path}", "--overwrite"]  # fmt: skip
+        assert ours == [
+            sys.executable,
+            "-m",
+            "uscl",
+            *asked.command[2:-1],
+            *theirs,
+            f"--trainer.default_root_dir={tmp_path}",
+            "--overwrite",
+        ]
         commands.append(ours[3:])
     with pytest.raises(SystemExit) as ended:
         main([*commands[-1], "--print_config"])
@@ -273,13 +298,16 @@ def test_sweep_files_mean_the_same_to_wandb_and_to_our_command_line(file, tmp_pa
 
 def test_values_reach_the_parser_as_what_they_are(tmp_path, capsys):
     content = {
-        "command": ["uscl", "fit", "--config", str(EXPERIMENTS / "lora.yaml"), "${args}"], "method": "grid",
+        "command": ["uscl", "fit", "--config", str(EXPERIMENTS / "lora.yaml"), "${args}"],
+        "method": "grid",
         "parameters": {
-            "model.vcl_adapter": {"value": None}, "model.adapter": {"value": "a folder/with space.x"},
-            "model.tuning.projections": {"values": [["q", "out"]]}, "model.object_clicks.learned": {"value": 1},
+            "model.vcl_adapter": {"value": None},
+            "model.adapter": {"value": "a folder/with space.x"},
+            "model.tuning.projections": {"values": [["q", "out"]]},
+            "model.object_clicks.learned": {"value": 1},
             "model.tuning.dropout": {"value": 1e-5},
         },
-    }  # fmt: skip
+    }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     asked = read_sweep_file(tmp_path / "s.yaml")
     with pytest.raises(SystemExit):
@@ -301,17 +329,23 @@ def test_variables_of_the_environment_are_filled_in(monkeypatch, tmp_path):
 
 
 def test_run_cap_holds_for_a_grid_too(tmp_path):
-    content = {"command": ["uscl", "fit", "${args}"], "method": "grid", "run_cap": 2,
-               "parameters": {"a": {"values": [1, 2, 3]}}}  # fmt: skip
+    content = {
+        "command": ["uscl", "fit", "${args}"],
+        "method": "grid",
+        "run_cap": 2,
+        "parameters": {"a": {"values": [1, 2, 3]}},
+    }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     assert [cell["a"] for cell in read_sweep_file(tmp_path / "s.yaml").cells] == [1, 2]
 
 
 def test_random_values_follow_their_probabilities(tmp_path):
     content = {
-        "command": ["uscl", "fit", "${args}"], "method": "random", "run_cap": 200,
+        "command": ["uscl", "fit", "${args}"],
+        "method": "random",
+        "run_cap": 200,
         "parameters": {"a": {"values": ["rare", "often"], "probabilities": [0.1, 0.9]}, "b": {"min": 0.0, "max": 1.0}},
-    }  # fmt: skip
+    }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     drawn = [cell["a"] for cell in read_sweep_file(tmp_path / "s.yaml").cells]
     assert 5 < drawn.count("rare") < 40
@@ -320,10 +354,16 @@ def test_random_values_follow_their_probabilities(tmp_path):
 def test_random_cells_are_the_same_every_time_and_can_be_continued(tmp_path):
     file = tmp_path / "random.yaml"
     content = {
-        "command": ["uscl", "fit", "${args}"], "method": "random", "run_cap": 4,
-        "parameters": {"model.tuning.rank": {"min": 1, "max": 64}, "lr": {"min": 0.0001, "max": 0.1,
-                       "distribution": "log_uniform_values"}, "x": {"values": ["a", "b"]}, "y": {"value": 3}},
-    }  # fmt: skip
+        "command": ["uscl", "fit", "${args}"],
+        "method": "random",
+        "run_cap": 4,
+        "parameters": {
+            "model.tuning.rank": {"min": 1, "max": 64},
+            "lr": {"min": 0.0001, "max": 0.1, "distribution": "log_uniform_values"},
+            "x": {"values": ["a", "b"]},
+            "y": {"value": 3},
+        },
+    }
     file.write_text(yaml.safe_dump(content))
     few = read_sweep_file(file).cells
     file.write_text(yaml.safe_dump(content | {"run_cap": 40}))

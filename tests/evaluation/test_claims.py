@@ -16,8 +16,10 @@ LORA, FULL = Setting("LoRA", "both", 32), Setting("FullTuning", "both")
 
 
 def make_run(setting: Setting, cost: Cost | None = None, seed: int = 0) -> Run:
-    rows = [ResultRow("sweeps", f"case{n}", "liver", "m", 10, 0.5, 0.5, 3.0, 1.0, f"p{n}", "mini", 10, 0.1)
-            for n in range(3)]  # fmt: skip
+    rows = [
+        ResultRow("sweeps", f"case{n}", "liver", "m", 10, 0.5, 0.5, 3.0, 1.0, f"p{n}", "mini", 10, 0.1)
+        for n in range(3)
+    ]
     return Run(Path(f"{setting}-{seed}"), setting, seed, {"sweeps": rows}, "mini", cost)
 
 

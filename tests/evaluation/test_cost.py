@@ -46,9 +46,15 @@ class Worker(LightningModule):
 
 def make_trainer(folder, **options) -> Trainer:
     return Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[CostMeter()], **options,
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[CostMeter()],
+        **options,
+    )
 
 
 @pytest.mark.parametrize("interval", [1.0, 0.5], ids=["validation at the end", "validation within an epoch"])
@@ -86,9 +92,10 @@ def test_energy_where_the_device_tells(monkeypatch):
 
     told = iter([5000, 5000, 12500])
     nvml = SimpleNamespace(
-        nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
         nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(told),
-    )  # fmt: skip
+    )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="0815"))
     meter = cost._energy_meter(torch.device("cuda", 0))

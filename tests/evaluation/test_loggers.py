@@ -11,8 +11,13 @@ def test_tensorboard_shows_the_table_and_the_pictures(tmp_path):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="extra tensorboard"
     )
-    write_rows(tmp_path / "rows.csv", [ResultRow("sweeps", f"case{i}", "liver", "ours", 10, 0.25 * i, 0.5, 3.0, 1.0,
-                                                 f"p{i}", "w", 10, 0.1) for i in range(4)])  # fmt: skip
+    write_rows(
+        tmp_path / "rows.csv",
+        [
+            ResultRow("sweeps", f"case{i}", "liver", "ours", 10, 0.25 * i, 0.5, 3.0, 1.0, f"p{i}", "w", 10, 0.1)
+            for i in range(4)
+        ],
+    )
     picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     (tmp_path / "pictures").mkdir()
     plt.imsave(tmp_path / "pictures" / "liver.png", picture)

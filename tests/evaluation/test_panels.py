@@ -24,8 +24,15 @@ def panel(title: str, seed: int = 0, reference: bool = True) -> Panel:
     image = random.normal(size=(24, 20, 6)) * 1000
     mask = np.zeros(image.shape, bool)
     mask[5:12, 6:14, 1:5] = True
-    return make_panel(title, image, mask if reference else None, {1: mask, 10: np.roll(mask, 3, 0)},
-                      [((7, 8, 2), True), ((0, 0, 2), False)], {1: 1.0, 10: 0.5}, (0.5, 2.0, 3.0))  # fmt: skip
+    return make_panel(
+        title,
+        image,
+        mask if reference else None,
+        {1: mask, 10: np.roll(mask, 3, 0)},
+        [((7, 8, 2), True), ((0, 0, 2), False)],
+        {1: 1.0, 10: 0.5},
+        (0.5, 2.0, 3.0),
+    )
 
 
 def test_slices_come_back_as_they_went(tmp_path):
@@ -53,15 +60,34 @@ def test_broken_slices_are_named(tmp_path, content):
 def ablation(tmp_path) -> Ablation:
     """Ours, the untouched backbone and FastSAM3D, which was tested on sweeps alone; Dice rises with the case."""
     runs = []
-    for setting, data_sets in ((OURS, ("sweeps", "AMOS22")), (Setting(BASELINE), ("sweeps", "AMOS22")),
-                               (Setting("FastSAM3D"), ("sweeps",))):  # fmt: skip
+    for setting, data_sets in (
+        (OURS, ("sweeps", "AMOS22")),
+        (Setting(BASELINE), ("sweeps", "AMOS22")),
+        (Setting("FastSAM3D"), ("sweeps",)),
+    ):
         rows: dict[str, list[ResultRow]] = {}
         tests: dict[str, Path] = {}
         for name in data_sets:
             tests[name] = tmp_path / setting.method / name
             objects = [(i, organ) for i in range(5) for organ in ("liver", "spleen")]
-            rows[name] = [ResultRow(name, f"case{i}", organ, "m", 10, 0.1 * i + 0.05 * (organ == "liver"), 0.5, 3.0,
-                                    1.0, f"p{i}", "w", 10, 0.1) for i, organ in objects]  # fmt: skip
+            rows[name] = [
+                ResultRow(
+                    name,
+                    f"case{i}",
+                    organ,
+                    "m",
+                    10,
+                    0.1 * i + 0.05 * (organ == "liver"),
+                    0.5,
+                    3.0,
+                    1.0,
+                    f"p{i}",
+                    "w",
+                    10,
+                    0.1,
+                )
+                for i, organ in objects
+            ]
             save_slices(tests[name] / "pictures" / "slices.npz", [panel(f"case{i} {organ}", i) for i, organ in objects])
         seed = 0 if setting == OURS else None
         runs.append(Run(tmp_path / setting.method, setting, seed, rows, "w", None, tests=tests))

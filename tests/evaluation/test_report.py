@@ -28,27 +28,58 @@ PATIENTS = 6
 
 
 def write_run(
-    folder: Path, method: str | None, dice: dict[str, float], seed: int = 0, modules: str = "both", rank: int = 32,
-    vcl: bool = False, status: str = "finished", bytes_: int = 2**30, seconds: float = 1.0, epochs: int = 5,
-) -> Path:  # fmt: skip
+    folder: Path,
+    method: str | None,
+    dice: dict[str, float],
+    seed: int = 0,
+    modules: str = "both",
+    rank: int = 32,
+    vcl: bool = False,
+    status: str = "finished",
+    bytes_: int = 2**30,
+    seconds: float = 1.0,
+    epochs: int = 5,
+) -> Path:
     """A training with tests on some data sets, or the test of an untouched backbone."""
     folder.mkdir(parents=True)
-    tuning = None if method is None else {
-        "class_path": f"uscl.tuning.{method}",
-        "init_args": {"modules": modules, **({"rank": rank} if method == "LoRA" else {})},
-    }  # fmt: skip
+    tuning = (
+        None
+        if method is None
+        else {
+            "class_path": f"uscl.tuning.{method}",
+            "init_args": {"modules": modules, **({"rank": rank} if method == "LoRA" else {})},
+        }
+    )
     options = {"tuning": tuning, "vcl_adapter": "stage1.safetensors" if vcl else "", "adapter": None, "seed": None}
     config = {
-        "seed_everything": seed, "trainer": {"max_epochs": epochs},
+        "seed_everything": seed,
+        "trainer": {"max_epochs": epochs},
         "model": {"class_path": "uscl.stages.LoRASegModule", "init_args": options},
         "data": {"class_path": "X", "init_args": {"root": "here", "seed": None}},
-    }  # fmt: skip
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps({"status": status}))
     for name, value in dice.items():
-        rows = [ResultRow(name, f"case{p}", organ, "m", clicks, value + 0.01 * p + 0.001 * seed - 0.2 * (clicks == 1),
-                          0.5, 3.0, 1.0, f"p{p}", "mini", clicks, 0.1) for p in range(PATIENTS)
-                for organ in ("liver", "spleen") for clicks in (1, 10)]  # fmt: skip
+        rows = [
+            ResultRow(
+                name,
+                f"case{p}",
+                organ,
+                "m",
+                clicks,
+                value + 0.01 * p + 0.001 * seed - 0.2 * (clicks == 1),
+                0.5,
+                3.0,
+                1.0,
+                f"p{p}",
+                "mini",
+                clicks,
+                0.1,
+            )
+            for p in range(PATIENTS)
+            for organ in ("liver", "spleen")
+            for clicks in (1, 10)
+        ]
         below = folder if method is None else folder / "tests" / name
         below.mkdir(parents=True, exist_ok=True)
         write_rows(below / "rows.csv", rows)
@@ -75,8 +106,14 @@ def study(tmp_path) -> Path:
                 if modules == "both" and vcl:
                     dice |= {"AMOS22": 0.65, "BraTS": 0.6}
                 write_run(root / "a" / f"{modules}{vcl}{seed}", "LoRA", dice, seed, modules, vcl=vcl)
-        write_run(root / "a" / f"full{seed}", "FullTuning", {"sweeps": 0.9, "AMOS22": 0.4, "BraTS": 0.5}, seed,
-                  bytes_=3 * 2**30, seconds=1.05)  # fmt: skip
+        write_run(
+            root / "a" / f"full{seed}",
+            "FullTuning",
+            {"sweeps": 0.9, "AMOS22": 0.4, "BraTS": 0.5},
+            seed,
+            bytes_=3 * 2**30,
+            seconds=1.05,
+        )
         write_run(root / "a" / f"rank64{seed}", "LoRA", {"sweeps": 0.81}, seed, rank=64, vcl=True)
     write_run(root / "a" / "rank8", "LoRA", {"sweeps": 0.4}, 0, rank=8, vcl=True)
     return root
@@ -150,11 +187,29 @@ def write_comparator(folder: Path, method: str, data_set: str, status: str = "fi
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps({"status": status, "method": method}))
     if status == "finished":
-        write_rows(folder / "rows.csv", [
-            ResultRow(data_set, f"case{p}", organ, method, clicks, 0.55 + 0.04 * clicks, 0.5, math.inf, 1.0, f"p{p}",
-                      "other", 20 * clicks, -0.25)
-            for p in range(PATIENTS) for organ in ("liver", "spleen") for clicks in (1, 10)
-        ])  # fmt: skip
+        write_rows(
+            folder / "rows.csv",
+            [
+                ResultRow(
+                    data_set,
+                    f"case{p}",
+                    organ,
+                    method,
+                    clicks,
+                    0.55 + 0.04 * clicks,
+                    0.5,
+                    math.inf,
+                    1.0,
+                    f"p{p}",
+                    "other",
+                    20 * clicks,
+                    -0.25,
+                )
+                for p in range(PATIENTS)
+                for organ in ("liver", "spleen")
+                for clicks in (1, 10)
+            ],
+        )
 
 
 def test_comparators_stand_in_the_lines_of_the_paper(study, tmp_path, caplog):
@@ -226,11 +281,13 @@ def test_the_protocol_is_told_and_never_mixed(study, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value", "published", "words"),
-    [("shifts", 4, 1, "masks averaged over 4 shifts of the token grid"),
-     ("guided_filter", True, False, "masks through a guided filter"),
-     ("first_twice", True, False, "the first click decoded twice"),
-     ("first_twice", None, False, "the first click of mini_fine decoded twice")],
-)  # fmt: skip
+    [
+        ("shifts", 4, 1, "masks averaged over 4 shifts of the token grid"),
+        ("guided_filter", True, False, "masks through a guided filter"),
+        ("first_twice", True, False, "the first click decoded twice"),
+        ("first_twice", None, False, "the first click of mini_fine decoded twice"),
+    ],
+)
 def test_inference_is_told_and_never_mixed(study, tmp_path, name, value, published, words):
     tests = [path.parent for path in study.rglob("rows.csv") if path.parent.name == "BraTS"]
     for test in tests:
@@ -324,14 +381,21 @@ def test_figures_of_the_paper_agree_with_each_other():
             assert figures[-1] == paper.METHODS[name][key]
     for modules in ("encoder", "decoder", "both"):
         assert paper.MODULES[modules, True] == paper.RANKS[32, modules]
-    assert all(len(figures) == 4 for table in (paper.BY_CLASS, paper.BY_DATA_SET)
-               for method in table.values() for figures in method.values())  # fmt: skip
+    assert all(
+        len(figures) == 4
+        for table in (paper.BY_CLASS, paper.BY_DATA_SET)
+        for method in table.values()
+        for figures in method.values()
+    )
 
 
 def test_verdicts(study, tmp_path):
     assert main(["report", str(study), "--out", str(tmp_path / "report")]) == 0
-    found = {row: cell["text"] for (row, column), cell in table(tmp_path / "report/claims.csv").items()
-             if column == "verdict"}  # fmt: skip
+    found = {
+        row: cell["text"]
+        for (row, column), cell in table(tmp_path / "report/claims.csv").items()
+        if column == "verdict"
+    }
     assert found["VCL helps (with - without)"] == "holds here"
     assert found["tuning both beats the encoder alone"] == "holds here"
     assert found["rank 32 beats rank 8"] == "no verdict from 1 seed"

@@ -10,16 +10,16 @@ def sample(class_name: str, patient: str, value: float, seed: int | None = None,
 
 
 def test_classes_count_alike_however_many_objects_they_have():
-    found = estimate([sample("liver", "a", 0.2), sample("liver", "b", 0.4), sample("liver", "c", 0.6),
-                      sample("kidney", "a", 0.9)])  # fmt: skip
+    found = estimate(
+        [sample("liver", "a", 0.2), sample("liver", "b", 0.4), sample("liver", "c", 0.6), sample("kidney", "a", 0.9)]
+    )
     assert found.mean == pytest.approx((0.4 + 0.9) / 2)
     assert (found.n, found.patients, found.seeds) == (4, 3, 1)
 
 
 def test_the_order_of_samples_does_not_matter():
     random = np.random.default_rng(0)
-    samples = [sample(name, patient, random.random(), seed)
-               for name in "xy" for patient in "abcd" for seed in range(3)]  # fmt: skip
+    samples = [sample(name, patient, random.random(), seed) for name in "xy" for patient in "abcd" for seed in range(3)]
     expected = estimate(samples)
     for _ in range(3):
         random.shuffle(samples)
@@ -40,8 +40,9 @@ def test_objects_of_one_patient_are_not_taken_for_independent():
     random = np.random.default_rng(2)
     patients = random.normal(0.5, 0.1, 8)
     few = estimate([sample("liver", str(p), value) for p, value in enumerate(patients)])
-    many = estimate([sample("liver", str(p), value, case=f"{p}-{i}") for p, value in enumerate(patients)
-                     for i in range(50)])  # fmt: skip
+    many = estimate(
+        [sample("liver", str(p), value, case=f"{p}-{i}") for p, value in enumerate(patients) for i in range(50)]
+    )
     assert many.high - many.low == pytest.approx(few.high - few.low, rel=0.05)
 
 
@@ -70,16 +71,23 @@ def test_differences_are_paired_by_object_and_seed():
 
 
 def test_objects_that_are_empty_are_left_out():
-    rows = [ResultRow("d", "c", "liver", "m", clicks, dice, 0, 0, 0, "p", "w", clicks, 0.0)
-            for clicks, dice in ((1, 0.5), (10, 0.7), (10, float("nan")))]  # fmt: skip
+    rows = [
+        ResultRow("d", "c", "liver", "m", clicks, dice, 0, 0, 0, "p", "w", clicks, 0.0)
+        for clicks, dice in ((1, 0.5), (10, 0.7), (10, float("nan")))
+    ]
     assert [s.value for s in samples_of(rows, 10)] == [0.7]
 
 
 def test_signed_rank_goes_over_patients():
     # Six of six patients better: the exact two-sided p is 2 / 2^6, however many objects and trainings each has.
     once = [sample("liver", str(p), 0.01 * (p + 1)) for p in range(6)]
-    often = [sample(name, str(p), 0.01 * (p + 1), seed, f"{p}-{i}")
-             for p in range(6) for i in range(9) for seed in range(3) for name in ("liver", "spleen")]  # fmt: skip
+    often = [
+        sample(name, str(p), 0.01 * (p + 1), seed, f"{p}-{i}")
+        for p in range(6)
+        for i in range(9)
+        for seed in range(3)
+        for name in ("liver", "spleen")
+    ]
     assert signed_rank(once) == pytest.approx(2 / 64)
     assert signed_rank(often) == pytest.approx(2 / 64)
     assert signed_rank([sample("liver", str(p), (-1) ** p * 0.1 * (p + 1)) for p in range(6)]) > 0.5

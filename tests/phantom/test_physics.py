@@ -147,18 +147,19 @@ def real_noise_only(monkeypatch):
     """One quadrature: a half-normal envelope instead of Rayleigh's."""
     scatter = ultrasound._scatterers
     monkeypatch.setattr(
-        ultrasound, "_scatterers", lambda pose, machine, seed, part, *rest: (
-            scatter(pose, machine, seed, part, *rest) * (part == "real")
-        ),
-    )  # fmt: skip
+        ultrasound,
+        "_scatterers",
+        lambda pose, machine, seed, part, *rest: scatter(pose, machine, seed, part, *rest) * (part == "real"),
+    )
 
 
 def uniform_noise(monkeypatch):
     """Scatterers of equal strength: no speckle statistics at all."""
     monkeypatch.setattr(
-        ultrasound, "_scatterers",
+        ultrasound,
+        "_scatterers",
         lambda pose, machine, seed, part, frames, device: torch.ones(len(frames), machine.beams, machine.samples),
-    )  # fmt: skip
+    )
 
 
 def acoustics(structure: Structure, **change):
@@ -185,9 +186,10 @@ def elevation(width: float):
     def mutate(monkeypatch):
         scatter = ultrasound._scatterers
         monkeypatch.setattr(
-            ultrasound, "_scatterers",
+            ultrasound,
+            "_scatterers",
             lambda pose, machine, *rest: scatter(pose, replace(machine, slice_width=width), *rest),
-        )  # fmt: skip
+        )
 
     return mutate
 
@@ -198,15 +200,21 @@ def frames_by_number(monkeypatch):
 
 
 MUTATIONS = [
-    ("speckle SNR", real_noise_only), ("speckle SNR", uniform_noise),
-    ("Rayleigh tail", real_noise_only), ("Rayleigh tail", uniform_noise),
-    ("depth slope", one_way_attenuation), ("depth slope", acoustics(S.LIVER, attenuation=0.45)),
-    ("enhancement", one_way_attenuation), ("enhancement", acoustics(S.EFFUSION, attenuation=0.2)),
+    ("speckle SNR", real_noise_only),
+    ("speckle SNR", uniform_noise),
+    ("Rayleigh tail", real_noise_only),
+    ("Rayleigh tail", uniform_noise),
+    ("depth slope", one_way_attenuation),
+    ("depth slope", acoustics(S.LIVER, attenuation=0.45)),
+    ("enhancement", one_way_attenuation),
+    ("enhancement", acoustics(S.EFFUSION, attenuation=0.2)),
     ("fluid contrast", acoustics(S.LIVER, echogenicity=-25.0)),
-    ("rib shadow", no_transmission_loss), ("lung", no_transmission_loss),
-    ("frame correlation", elevation(2.5)), ("frame correlation", elevation(5.0)),
+    ("rib shadow", no_transmission_loss),
+    ("lung", no_transmission_loss),
+    ("frame correlation", elevation(2.5)),
+    ("frame correlation", elevation(5.0)),
     ("frame correlation", frames_by_number),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "mutate"), MUTATIONS)

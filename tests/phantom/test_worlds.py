@@ -101,8 +101,10 @@ def test_contrasts_differ_and_stay_finite(torso):
 
 def test_ct_is_among_the_contrasts(torso):
     tables = members(TORSO_OBJECTS)
-    lowest = [float(render(body(torso, tables, np.random.default_rng(n), 64, 3.0), np.random.default_rng(n)).min())
-              for n in range(30)]  # fmt: skip
+    lowest = [
+        float(render(body(torso, tables, np.random.default_rng(n), 64, 3.0), np.random.default_rng(n)).min())
+        for n in range(30)
+    ]
     assert 0.1 < np.mean(np.array(lowest) < -500) < 0.6
 
 

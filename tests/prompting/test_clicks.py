@@ -108,8 +108,9 @@ def test_deepest_clicks_go_to_the_middle_of_the_largest_error(arrays):
     # What spills over more deeply than the rest was missed is clicked away.
     spilled = torch.zeros(shape, dtype=torch.bool)
     spilled[:9, :9, :9] = True
-    assert not deepest_click(spilled, torch.zeros_like(spilled).index_fill_(0, torch.tensor([11]), True),
-                             lambda n: 0).foreground  # fmt: skip
+    assert not deepest_click(
+        spilled, torch.zeros_like(spilled).index_fill_(0, torch.tensor([11]), True), lambda n: 0
+    ).foreground
 
 
 def test_deepest_clicks_on_one_slice_and_on_nothing_wrong():

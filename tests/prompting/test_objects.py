@@ -56,8 +56,12 @@ def test_rollout_reaches_every_part_of_the_model(objects, all_shown):
     loss.backward()
     assert 0 <= float(dice) <= 1
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
-    for name in ("image_encoder.patch_embed.proj.weight", "prompt_encoder.point_embeddings.1.weight",
-                 "prompt_encoder.mask_downscaling.0.weight", "mask_decoder.mask_tokens.weight"):  # fmt: skip
+    for name in (
+        "image_encoder.patch_embed.proj.weight",
+        "prompt_encoder.point_embeddings.1.weight",
+        "prompt_encoder.mask_downscaling.0.weight",
+        "mask_decoder.mask_tokens.weight",
+    ):
         assert name not in idle
 
 

@@ -57,9 +57,13 @@ def test_training_shows_newest_click_or_all_and_feeds_back_logits(target, accumu
     model = Recorder(torch.full((1, 1, 16, 16, 16), -9.0))
     losses = []
     total, logits = training_rollout(
-        model, torch.zeros(2, 1, 64, 64, 64), target,
-        lambda out, _: losses.append(out) or out.mean(), TrainingClicks(accumulate=accumulate), seeded_draw("rollout"),
-    )  # fmt: skip
+        model,
+        torch.zeros(2, 1, 64, 64, 64),
+        target,
+        lambda out, _: losses.append(out) or out.mean(),
+        TrainingClicks(accumulate=accumulate),
+        seeded_draw("rollout"),
+    )
     assert model.encoded == 1
     assert len(model.calls) == len(losses) == 11
     assert total.item() == pytest.approx(sum(out.mean().item() for out in losses))
@@ -80,9 +84,13 @@ def test_gradients_flow_through_all_iterations(target):
     model = build_sam_med3d("tiny")
     seen = []
     total, _ = training_rollout(
-        model, torch.randn(2, 1, 64, 64, 64), target,
-        lambda out, _: seen.append(out) or out.square().mean(), TrainingClicks(count=3), seeded_draw("gradients"),
-    )  # fmt: skip
+        model,
+        torch.randn(2, 1, 64, 64, 64),
+        target,
+        lambda out, _: seen.append(out) or out.square().mean(),
+        TrainingClicks(count=3),
+        seeded_draw("gradients"),
+    )
     # The last loss alone reaches the parameters that only the first click used: the mask is not detached in between.
     last = seen[-1].square().mean()
     (gradient,) = torch.autograd.grad(last, model.prompt_encoder.point_embeddings[1].weight, retain_graph=True)

@@ -47,8 +47,9 @@ def study(tmp_path_factory) -> Path:
 
 
 def run(study: Path, out: Path, *more: str, sweep: str = "frames", keys: str = "keys") -> int:
-    return main(["pseudo-label", str(study / sweep), "--key-frames", str(study / keys), "--out", str(out), *ASSUMED,
-                 *more])  # fmt: skip
+    return main(
+        ["pseudo-label", str(study / sweep), "--key-frames", str(study / keys), "--out", str(out), *ASSUMED, *more]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +106,15 @@ def test_the_manifest_trains(labelled):
     data_set = read_ultrasound(labelled / "sweeps.csv")
     assert data_set.label_names[3] == "liver"
     data = VolumeDataModule(
-        root=str(labelled / "sweeps.csv"), dataset="ultrasound", batch_size=1, patches_per_epoch=1,
+        root=str(labelled / "sweeps.csv"),
+        dataset="ultrasound",
+        batch_size=1,
+        patches_per_epoch=1,
         preprocessing=Preprocessing(spacing=(4.0, 4.0, 4.0), patch_size=16),
         sampling=PatchSampling(minimum_foreground=20),
-        val_fraction=0.0, test_fraction=0.0,
-    )  # fmt: skip
+        val_fraction=0.0,
+        test_fraction=0.0,
+    )
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert batch["target"].any(), batch.keys()
@@ -217,18 +222,30 @@ def test_videos_and_names_of_ones_own(study, tmp_path):
     for number in (0, 17):
         (tmp_path / "keys").mkdir(exist_ok=True)
         Image.fromarray((labels[number] > 0).astype(np.uint8) * 255).save(tmp_path / "keys" / f"{number}.png")
-    assert run(study, tmp_path / "out", "--labels", str(tmp_path / "names.json"), sweep=str(tmp_path / "clip.mp4"),
-               keys=str(tmp_path / "keys")) == 0  # fmt: skip
+    assert (
+        run(
+            study,
+            tmp_path / "out",
+            "--labels",
+            str(tmp_path / "names.json"),
+            sweep=str(tmp_path / "clip.mp4"),
+            keys=str(tmp_path / "keys"),
+        )
+        == 0
+    )
     assert list(json.loads((tmp_path / "out" / "quality.json").read_text())["classes"]) == ["cyst"]
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [
-    (("--key-frames", "nowhere"), "no such key frames"),
-    (("--check.threshold", "2"), "threshold is 2"),
-    (("--least-frames", "1"), "a sweep has at least two frames"),
-    (("--labels", "nowhere.json"), "names no labels"),
-    (("--out", "used"), "is not empty and holds no pseudo-labels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--key-frames", "nowhere"), "no such key frames"),
+        (("--check.threshold", "2"), "threshold is 2"),
+        (("--least-frames", "1"), "a sweep has at least two frames"),
+        (("--labels", "nowhere.json"), "names no labels"),
+        (("--out", "used"), "is not empty and holds no pseudo-labels"),
+    ],
+)
 def test_mistakes_are_told(study, tmp_path, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "used").mkdir()
@@ -252,8 +269,7 @@ def test_seggpt_and_what_both_engines_agree_on(study, tmp_path):
     from small_seggpt import SMALL, random_weights
 
     weights = random_weights(tmp_path / "small.safetensors")
-    size = [option for name, value in vars(SMALL).items()
-            for option in (f"--seggpt.size.{name}", json.dumps(value))]  # fmt: skip
+    size = [option for name, value in vars(SMALL).items() for option in (f"--seggpt.size.{name}", json.dumps(value))]
     options = ("--engine", "seggpt", "--compare", "--seggpt.weights", str(weights), "--seggpt.memory", "0", *size)
     assert run(study, tmp_path / "out", *options) == 0
     found = json.loads((tmp_path / "out" / "quality.json").read_text())

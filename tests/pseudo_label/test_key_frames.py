@@ -70,8 +70,10 @@ def as_volume(folder: Path, labels: dict[int, np.ndarray]) -> Path:
 
 def as_label_me(folder: Path, labels: dict[int, np.ndarray]) -> Path:
     for number, ids in labels.items():
-        shapes = [{"label": name, "shape_type": "polygon", "points": polygon_of(ids == value)}
-                  for value, name in NAMES.items()]  # fmt: skip
+        shapes = [
+            {"label": name, "shape_type": "polygon", "points": polygon_of(ids == value)}
+            for value, name in NAMES.items()
+        ]
         content = {"shapes": shapes, "imageHeight": SHAPE[1], "imageWidth": SHAPE[2], "imagePath": f"{number}.png"}
         (folder / f"{number:03d}.json").write_text(json.dumps(content))
         Image.fromarray(np.full(SHAPE[1:], 90, np.uint8)).save(folder / f"{number:03d}.png")  # the frame itself
@@ -90,11 +92,16 @@ def as_coco(folder: Path, labels: dict[int, np.ndarray], runs: bool = False) -> 
 
     content = {
         "categories": [{"id": 70 + value, "name": name} for value, name in NAMES.items()],
-        "images": [{"id": 5 + n, "file_name": f"frames/{n:04d}.png", "height": SHAPE[1], "width": SHAPE[2]}
-                   for n in range(SHAPE[0])],
-        "annotations": [{"image_id": 5 + n, "category_id": 70 + value, "segmentation": outline(ids == value)}
-                        for n, ids in labels.items() for value in NAMES],
-    }  # fmt: skip
+        "images": [
+            {"id": 5 + n, "file_name": f"frames/{n:04d}.png", "height": SHAPE[1], "width": SHAPE[2]}
+            for n in range(SHAPE[0])
+        ],
+        "annotations": [
+            {"image_id": 5 + n, "category_id": 70 + value, "segmentation": outline(ids == value)}
+            for n, ids in labels.items()
+            for value in NAMES
+        ],
+    }
     (folder / "instances.json").write_text(json.dumps(content))
     return folder / "instances.json"
 
@@ -111,16 +118,22 @@ def as_segmentation(folder: Path, labels: dict[int, np.ndarray]) -> Path:
     image = sitk.GetImageFromArray(whole[2:11, 3:25, 5:31])
     image.SetOrigin((5, 3, 2))
     for key, value in {
-        "Segmentation_ReferenceImageExtentOffset": "5 3 2", "Segment0_Name": "Liver", "Segment0_LabelValue": "1",
-        "Segment0_Layer": "0", "Segment1_Name": "Pleural effusion", "Segment1_LabelValue": "2", "Segment1_Layer": "0",
-    }.items():  # fmt: skip
+        "Segmentation_ReferenceImageExtentOffset": "5 3 2",
+        "Segment0_Name": "Liver",
+        "Segment0_LabelValue": "1",
+        "Segment0_Layer": "0",
+        "Segment1_Name": "Pleural effusion",
+        "Segment1_LabelValue": "2",
+        "Segment1_Layer": "0",
+    }.items():
         image.SetMetaData(key, value)
     sitk.WriteImage(image, str(folder / "Segmentation.seg.nrrd"))
     return folder / "Segmentation.seg.nrrd"
 
 
-@pytest.mark.parametrize("kind", [as_pictures, as_palette, as_folders, as_volume, as_label_me, as_coco, as_runs,
-                                  as_segmentation])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", [as_pictures, as_palette, as_folders, as_volume, as_label_me, as_coco, as_runs, as_segmentation]
+)
 def test_every_kind_gives_the_same_masks(kind, labels, tmp_path):
     found = read_key_frames(kind(tmp_path, labels), SHAPE, NAMES)
     assert list(found) == [2, 10]
@@ -164,13 +177,16 @@ def test_coco_cannot_say_that_a_frame_is_empty(labels, tmp_path, caplog):
     assert f"{SHAPE[0] - 2} images without annotations are no key frames" in caplog.text
 
 
-@pytest.mark.parametrize(("name", "size", "value", "reason"), [
-    ("0099.png", (30, 40), 3, "is for frame 99, the sweep has frames 0 to 11"),
-    ("0004.png", (30, 41), 3, "has 41 x 30 pixels, frames of the sweep have 40 x 30"),
-    ("0004.png", (30, 40), 9, "holds label 9; known are"),
-    ("mask.png", (30, 40), 3, "says in its name not which frame"),
-    ("0002.png", (30, 40), 3, "frame 2 has been annotated twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "size", "value", "reason"),
+    [
+        ("0099.png", (30, 40), 3, "is for frame 99, the sweep has frames 0 to 11"),
+        ("0004.png", (30, 41), 3, "has 41 x 30 pixels, frames of the sweep have 40 x 30"),
+        ("0004.png", (30, 40), 9, "holds label 9; known are"),
+        ("mask.png", (30, 40), 3, "says in its name not which frame"),
+        ("0002.png", (30, 40), 3, "frame 2 has been annotated twice"),
+    ],
+)
 def test_wrong_masks_are_named(labels, tmp_path, name, size, value, reason):
     folder = as_pictures(tmp_path, labels)
     Image.fromarray(np.full(size, value, np.uint8)).save(folder / name)
@@ -213,34 +229,58 @@ def change(path: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("write", "reason"), [
-    (lambda folder, labels: folder / "nothing", "no such key frames"),
-    (lambda folder, labels: folder, "holds no key frame"),
-    (lambda folder, labels: (folder / "a.json", (folder / "a.json").write_text("{"))[0], "not readable as JSON"),
-    (lambda folder, labels: (folder / "a.json", (folder / "a.json").write_text("{}"))[0], "is no COCO file"),
-    (lambda folder, labels: (folder, (folder / "1.json").write_text('{"shapes": 3}'))[0], "is no file of LabelMe"),
-    (lambda folder, labels: (folder / "a.txt", (folder / "a.txt").write_text("x"))[0], "no key frames; expected"),
-    (lambda folder, labels: (folder / "a.seg.nrrd", (folder / "a.seg.nrrd").write_text("x"))[0], "readable as NRRD"),
-    (lambda folder, labels: change(as_coco(folder, labels), categories=[{"id": 71, "name": "heart"},
-                                                                        {"id": 73, "name": "liver"}]), "holds 'heart'"),
-    (lambda folder, labels: as_volume(folder, {2: np.where(labels[2] > 0, 8, 0)}), "frame 2: holds label 8"),
-    (lambda folder, labels: drawn(folder, 3), "is no file of LabelMe"),
-    (lambda folder, labels: drawn(folder, [["a", 1], [2, 3], [4, 5]]), "is no file of LabelMe"),
-    (lambda folder, labels: drawn(folder, [[1], [2, 3], [4, 5]]), "is no file of LabelMe"),
-    (lambda folder, labels: drawn(folder, [[90, 90], [95, 90], [95, 95]]), "a polygon outside the frame of 40 x 30"),
-    (lambda folder, labels: drawn(folder, [[1, 1], [9, 1], [9, 9]], imageHeight=-1), "has 40 x -1 pixels"),
-    (lambda folder, labels: drawn(folder, [[1, 1], [9, 1], [9, 9]], imageHeight=10**12), "has 40 x 1000000000000 pix"),
-    (lambda folder, labels: outlined(folder, labels, []), "holds pleural effusion on .* without an outline"),
-    (lambda folder, labels: outlined(folder, labels, {"counts": [10**13]}), "runs over 10000000000000 pixels"),
-    (lambda folder, labels: outlined(folder, labels, {"size": [40, 30], "counts": [0, 1200]}), r"\(\[40, 30\]\)"),
-    (lambda folder, labels: headed(folder, labels, Segment0_Layer="x"), "header does not say"),
-    (lambda folder, labels: headed(folder, labels, Segment0_Layer="7"), "holds 1 layer.*Liver in layer 7"),
-    (lambda folder, labels: headed(folder, labels, Segment0_LabelValue="5"), "value 1, which no segment explains"),
-    (lambda folder, labels: headed(folder, labels, Segmentation_ReferenceImageExtentOffset="a b c"), "header does not"),
-    (lambda folder, labels: headed(folder, labels, Segmentation_ReferenceImageExtentOffset=None), "which part of the"),
-    (lambda folder, labels: headed(folder, labels, Segmentation_ConversionParameters=reference(50, 30, 12)),
-     r"drawn on an image of \(50, 30, 12\) voxels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda folder, labels: folder / "nothing", "no such key frames"),
+        (lambda folder, labels: folder, "holds no key frame"),
+        (lambda folder, labels: (folder / "a.json", (folder / "a.json").write_text("{"))[0], "not readable as JSON"),
+        (lambda folder, labels: (folder / "a.json", (folder / "a.json").write_text("{}"))[0], "is no COCO file"),
+        (lambda folder, labels: (folder, (folder / "1.json").write_text('{"shapes": 3}'))[0], "is no file of LabelMe"),
+        (lambda folder, labels: (folder / "a.txt", (folder / "a.txt").write_text("x"))[0], "no key frames; expected"),
+        (
+            lambda folder, labels: (folder / "a.seg.nrrd", (folder / "a.seg.nrrd").write_text("x"))[0],
+            "readable as NRRD",
+        ),
+        (
+            lambda folder, labels: change(
+                as_coco(folder, labels), categories=[{"id": 71, "name": "heart"}, {"id": 73, "name": "liver"}]
+            ),
+            "holds 'heart'",
+        ),
+        (lambda folder, labels: as_volume(folder, {2: np.where(labels[2] > 0, 8, 0)}), "frame 2: holds label 8"),
+        (lambda folder, labels: drawn(folder, 3), "is no file of LabelMe"),
+        (lambda folder, labels: drawn(folder, [["a", 1], [2, 3], [4, 5]]), "is no file of LabelMe"),
+        (lambda folder, labels: drawn(folder, [[1], [2, 3], [4, 5]]), "is no file of LabelMe"),
+        (
+            lambda folder, labels: drawn(folder, [[90, 90], [95, 90], [95, 95]]),
+            "a polygon outside the frame of 40 x 30",
+        ),
+        (lambda folder, labels: drawn(folder, [[1, 1], [9, 1], [9, 9]], imageHeight=-1), "has 40 x -1 pixels"),
+        (
+            lambda folder, labels: drawn(folder, [[1, 1], [9, 1], [9, 9]], imageHeight=10**12),
+            "has 40 x 1000000000000 pix",
+        ),
+        (lambda folder, labels: outlined(folder, labels, []), "holds pleural effusion on .* without an outline"),
+        (lambda folder, labels: outlined(folder, labels, {"counts": [10**13]}), "runs over 10000000000000 pixels"),
+        (lambda folder, labels: outlined(folder, labels, {"size": [40, 30], "counts": [0, 1200]}), r"\(\[40, 30\]\)"),
+        (lambda folder, labels: headed(folder, labels, Segment0_Layer="x"), "header does not say"),
+        (lambda folder, labels: headed(folder, labels, Segment0_Layer="7"), "holds 1 layer.*Liver in layer 7"),
+        (lambda folder, labels: headed(folder, labels, Segment0_LabelValue="5"), "value 1, which no segment explains"),
+        (
+            lambda folder, labels: headed(folder, labels, Segmentation_ReferenceImageExtentOffset="a b c"),
+            "header does not",
+        ),
+        (
+            lambda folder, labels: headed(folder, labels, Segmentation_ReferenceImageExtentOffset=None),
+            "which part of the",
+        ),
+        (
+            lambda folder, labels: headed(folder, labels, Segmentation_ConversionParameters=reference(50, 30, 12)),
+            r"drawn on an image of \(50, 30, 12\) voxels",
+        ),
+    ],
+)
 def test_broken_files_are_named(labels, tmp_path, write, reason):
     with pytest.raises(InputError, match=reason):
         read_key_frames(write(tmp_path, labels), SHAPE, NAMES)

@@ -163,12 +163,22 @@ def test_one_more_key_frame_costs_what_it_touches(sweep, tmp_path, monkeypatch):
     more = Propagation(cache=tmp_path, way="blend").scores(frames, keys_of(truth, *numbers, 15), wanted)
     assert len(carried) == 4 + 4, "frames 10 and 14; what lies further away than two key frames stays"
     assert np.array_equal(more.scores[:2], first.scores[:2])
-    assert np.array_equal(more.scores, Propagation(way="blend").scores(frames, keys_of(truth, *numbers, 15),
-                                                                       wanted).scores)  # fmt: skip
+    assert np.array_equal(
+        more.scores, Propagation(way="blend").scores(frames, keys_of(truth, *numbers, 15), wanted).scores
+    )
 
 
-@pytest.mark.parametrize("settings", [{"longest": 0}, {"blur": -1.0}, {"smoothness": -1.0}, {"iterations": ()},
-                                      {"iterations": (5, 0)}, {"iterations": (5,) * 8}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"longest": 0},
+        {"blur": -1.0},
+        {"smoothness": -1.0},
+        {"iterations": ()},
+        {"iterations": (5, 0)},
+        {"iterations": (5,) * 8},
+    ],
+)
 def test_registration_that_cannot_be_meant(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         Registration(**settings)

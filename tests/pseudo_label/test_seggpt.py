@@ -99,8 +99,10 @@ def test_the_answer_is_clipped_by_channel_before_the_mean():
 def test_masks_of_zeros_and_ones_mean_the_same_as_bool(weights, sweep):
     frames, discs = sweep
     engine = small_engine(weights)
-    found = [engine.scores(frames, {0: discs[0].astype(kind) * value, 4: discs[4].astype(kind) * value}, [2]).scores
-             for kind, value in ((bool, True), (np.uint8, 1), (np.uint8, 255), (np.int64, 7))]  # fmt: skip
+    found = [
+        engine.scores(frames, {0: discs[0].astype(kind) * value, 4: discs[4].astype(kind) * value}, [2]).scores
+        for kind, value in ((bool, True), (np.uint8, 1), (np.uint8, 255), (np.int64, 7))
+    ]
     assert all(np.array_equal(found[0], other) for other in found[1:])
     without = engine.scores(frames, {0: discs[0], 4: discs[5]}, [2]).scores
     assert not np.array_equal(found[0], without), "the mask has no say"
@@ -130,8 +132,13 @@ def test_memory_holds_so_many_plausible_predictions(weights, sweep):
     engine = painting(weights, bright)
     engine.scores(frames, {0: discs[0]}, [6])
     assert shown_frames(engine, frames) == [
-        (1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 2, 3]), (5, [0, 3, 4]), (6, [0, 4, 5])
-    ]  # fmt: skip
+        (1, [0]),
+        (2, [0, 1]),
+        (3, [0, 1, 2]),
+        (4, [0, 2, 3]),
+        (5, [0, 3, 4]),
+        (6, [0, 4, 5]),
+    ]
     masks = engine._network.calls[-1][1][0, :, 0] > 0
     assert np.array_equal(masks[2], resized_mask(discs[5], 64) == 255), "the prediction itself is the prompt"
     frames = frames.copy()

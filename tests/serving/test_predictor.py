@@ -68,8 +68,9 @@ def test_no_millilitres_where_distances_are_assumed(predictor, tmp_path):
     write_frames(tmp_path / "clip", frames, range(12))
     found = {}
     for name, reading in {
-        "assumed": SweepReading(spacing="assumed", step="assumed"), "known": SweepReading(spacing=(0.5, 0.5), step=2.0),
-    }.items():  # fmt: skip
+        "assumed": SweepReading(spacing="assumed", step="assumed"),
+        "known": SweepReading(spacing=(0.5, 0.5), step=2.0),
+    }.items():
         predictor.set_image(tmp_path / "clip", reading)
         found[name] = predictor.segment([((30, 20, 6), True)])
     assert found["assumed"].volume_ml is None

@@ -14,17 +14,29 @@ def optimizer(parameters):
 
 def make_vcl(**options) -> VCLPretrainModule:
     options = {
-        "backbone": "tiny", "lora": LoRA(rank=4, modules="encoder"), "head_hidden_dim": 32, "head_out_dim": 16,
-        "head_norm": "layer", "optimizer": optimizer, "seed": 0, **options,
-    }  # fmt: skip
+        "backbone": "tiny",
+        "lora": LoRA(rank=4, modules="encoder"),
+        "head_hidden_dim": 32,
+        "head_out_dim": 16,
+        "head_norm": "layer",
+        "optimizer": optimizer,
+        "seed": 0,
+        **options,
+    }
     return VCLPretrainModule(**options)
 
 
 def make_seg(**options) -> LoRASegModule:
     options = {
-        "backbone": "tiny", "tuning": LoRA(rank=4), "clicks": TrainingClicks(count=3), "val_clicks": (1, 2),
-        "test_clicks": (1, 3), "optimizer": optimizer, "seed": 0, **options,
-    }  # fmt: skip
+        "backbone": "tiny",
+        "tuning": LoRA(rank=4),
+        "clicks": TrainingClicks(count=3),
+        "val_clicks": (1, 2),
+        "test_clicks": (1, 3),
+        "optimizer": optimizer,
+        "seed": 0,
+        **options,
+    }
     return LoRASegModule(**options)
 
 

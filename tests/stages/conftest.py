@@ -22,8 +22,13 @@ def make_trainer(tmp_path: Path):
     def make(epochs: int, folder: str = "run", **options) -> Trainer:
         options = {"logger": False, "enable_checkpointing": False, **options}
         return Trainer(
-            accelerator="cpu", devices=1, max_epochs=epochs, default_root_dir=tmp_path / folder,
-            enable_progress_bar=False, enable_model_summary=False, **options,
-        )  # fmt: skip
+            accelerator="cpu",
+            devices=1,
+            max_epochs=epochs,
+            default_root_dir=tmp_path / folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
 
     return make

@@ -9,8 +9,13 @@ from uscl.errors import InputError, WeightsNotFoundError
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
 from uscl.stages import DistillModule, WeightsExport
 
-FAST = {**vars(VARIANTS["tiny"]), "depth": 2, "global_attention_blocks": (), "attention_free_blocks": 1,
-        "residual_after_norm": True}  # fmt: skip
+FAST = {
+    **vars(VARIANTS["tiny"]),
+    "depth": 2,
+    "global_attention_blocks": (),
+    "attention_free_blocks": 1,
+    "residual_after_norm": True,
+}
 
 
 def fast(**changes):
@@ -26,10 +31,17 @@ def teacher(tmp_path):
 @pytest.fixture
 def data(tmp_path_factory) -> PretrainDataModule:
     return PretrainDataModule(
-        str(tmp_path_factory.mktemp("anatomies")), torsos=1, heads=1, objects=1, batch_size=2, patches_per_epoch=4,
-        preprocessing=Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64), curriculum=Curriculum(1), val_patches=2,
+        str(tmp_path_factory.mktemp("anatomies")),
+        torsos=1,
+        heads=1,
+        objects=1,
+        batch_size=2,
+        patches_per_epoch=4,
+        preprocessing=Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
+        curriculum=Curriculum(1),
+        val_patches=2,
         workers=0,
-    )  # fmt: skip
+    )
 
 
 def test_the_published_student_has_its_published_size():

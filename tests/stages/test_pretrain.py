@@ -25,10 +25,17 @@ def anatomies(tmp_path_factory):
 
 def make_data(anatomies, **options) -> PretrainDataModule:
     options = {
-        "torsos": 1, "heads": 1, "preprocessing": Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
-        "curriculum": Curriculum(8), "objects": 2, "batch_size": 2, "patches_per_epoch": 4, "val_patches": 2,
-        "workers": 0, **options,
-    }  # fmt: skip
+        "torsos": 1,
+        "heads": 1,
+        "preprocessing": Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
+        "curriculum": Curriculum(8),
+        "objects": 2,
+        "batch_size": 2,
+        "patches_per_epoch": 4,
+        "val_patches": 2,
+        "workers": 0,
+        **options,
+    }
     return PretrainDataModule(str(anatomies), **options)
 
 
@@ -47,9 +54,14 @@ def test_all_of_the_backbone_trains(anatomies, make_trainer):
     before = {name: value.clone() for name, value in module.net.state_dict().items()}
     make_trainer(2).fit(module, datamodule=make_data(anatomies))
     moved = {name for name, value in module.net.state_dict().items() if not torch.equal(value, before[name])}
-    for part in ("image_encoder.patch_embed", "image_encoder.neck", "prompt_encoder.mask_downscaling",
-                 "prompt_encoder.point_embeddings", "mask_decoder.transformer",
-                 "mask_decoder.output_upscaling"):  # fmt: skip
+    for part in (
+        "image_encoder.patch_embed",
+        "image_encoder.neck",
+        "prompt_encoder.mask_downscaling",
+        "prompt_encoder.point_embeddings",
+        "mask_decoder.transformer",
+        "mask_decoder.output_upscaling",
+    ):
         assert any(name.startswith(part) for name in moved), part
 
 
@@ -181,8 +193,12 @@ def test_a_checkpoint_of_another_model_is_told(anatomies, make_trainer, tmp_path
     make_trainer(1, enable_checkpointing=True, callbacks=[latest]).fit(make_module(), datamodule=make_data(anatomies))
     narrow = replace(VARIANTS["tiny"], decoder_mlp_dim=64)
     with pytest.raises(InputError, match=r"--ckpt_path: belongs to another model; net\.mask_decoder"):
-        make_trainer(2, "other").fit(make_module(backbone=narrow), datamodule=make_data(anatomies),
-                                     ckpt_path=tmp_path / "last.ckpt", weights_only=True)  # fmt: skip
+        make_trainer(2, "other").fit(
+            make_module(backbone=narrow),
+            datamodule=make_data(anatomies),
+            ckpt_path=tmp_path / "last.ckpt",
+            weights_only=True,
+        )
 
 
 def test_training_starts_at_clicks_or_at_random():

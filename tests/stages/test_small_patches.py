@@ -115,9 +115,13 @@ def test_several_objects_need_their_clicks(study, make_trainer):
 
 def small_patches(study) -> VolumeDataModule:
     return VolumeDataModule(
-        str(study), Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
-        PatchSampling("foreground", minimum_foreground=20), train_patch_size=32, objects=3, patches_per_epoch=4,
-    )  # fmt: skip
+        str(study),
+        Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
+        PatchSampling("foreground", minimum_foreground=20),
+        train_patch_size=32,
+        objects=3,
+        patches_per_epoch=4,
+    )
 
 
 def compared(size: int | None) -> tuple[VCLPretrainModule, list[tuple[int, ...]], torch.Tensor]:

@@ -85,9 +85,12 @@ def test_teacher_follows_once_per_optimiser_step_before_its_pass(make_data, make
 def test_vcl_learns_where_crops_come_from(make_data, make_trainer):
     """Region accuracy clearly beats chance (1 / 4) after a short fit, on sweeps trained on and on others."""
     module = make_vcl(
-        head_hidden_dim=64, head_out_dim=32, head_norm="batch", subvolumes=SubVolumes(crops=6),
+        head_hidden_dim=64,
+        head_out_dim=32,
+        head_norm="batch",
+        subvolumes=SubVolumes(crops=6),
         optimizer=lambda parameters: AdamW(parameters, lr=1e-3),
-    )  # fmt: skip
+    )
     history = []
     module.on_train_epoch_end = lambda: history.append(module.trainer.callback_metrics["train/loss"].item())
     trainer = make_trainer(8, gradient_clip_val=1.0, num_sanity_val_steps=0)
@@ -147,8 +150,11 @@ def test_a_training_does_not_go_on_with_another_trunk(stage, make_data, make_tra
         other.image_encoder.pos_embed.add_(1)
     save_file(other.state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"began on a trunk with random weights, model\.weights now gives other"):
-        make_trainer(2, "second").fit(make(weights=str(tmp_path / "other.safetensors")), make_data(centre),
-                                      ckpt_path=str(tmp_path / "first" / "last.ckpt"))  # fmt: skip
+        make_trainer(2, "second").fit(
+            make(weights=str(tmp_path / "other.safetensors")),
+            make_data(centre),
+            ckpt_path=str(tmp_path / "first" / "last.ckpt"),
+        )
 
 
 def test_what_was_never_tuned_is_not_tested_under_a_tuned_name(make_data, make_trainer):

@@ -18,10 +18,16 @@ def make_adapter(seed: int = 0) -> tuple[Adapter, torch.nn.Module]:
             if name.endswith("lora_B"):
                 parameter.normal_()
     adapter = Adapter(
-        stage="lora_seg", method="test", backbone=trunk.model.config, trunk_weights=trunk.weights,
-        trunk_fingerprint=trunk.fingerprint, tuning={"encoder": lora, "decoder": lora},
-        preprocessing={"spacing": [1.5, 1.5, 1.5]}, tensors=lora_state_dict(trunk.model), version="0",
-    )  # fmt: skip
+        stage="lora_seg",
+        method="test",
+        backbone=trunk.model.config,
+        trunk_weights=trunk.weights,
+        trunk_fingerprint=trunk.fingerprint,
+        tuning={"encoder": lora, "decoder": lora},
+        preprocessing={"spacing": [1.5, 1.5, 1.5]},
+        tensors=lora_state_dict(trunk.model),
+        version="0",
+    )
     return adapter, trunk.model
 
 

@@ -20,20 +20,22 @@ from uscl.tuning import (
     load_adapter,
     save_adapter,
     trainable_parameters,
-)  # fmt: skip
+)
 from uscl.tuning.adaptformer import Bottleneck
 from uscl.tuning.method import ROOTS
 
 METHODS = {
-    "lora": LoRA(rank=4), "lora of the encoder": LoRA(rank=4, modules="encoder"),
+    "lora": LoRA(rank=4),
+    "lora of the encoder": LoRA(rank=4, modules="encoder"),
     "lora of everything": LoRA(rank=4, projections=("q", "k", "v", "out"), decoder_rank=2, dropout=0.1),
     "lora of every linear layer": LoRA(rank=4, projections=("q", "k", "v", "out", "mlp"), dropout=0.1),
     "lora of the MLPs": LoRA(rank=4, projections=("mlp",)),
     "lora of k": LoRA(rank=2, projections=("k",), alpha=4, rank_stabilised=True),
     "adaptformer": AdaptFormer(width=8),
     "adaptformer of the decoder": AdaptFormer(8, modules="decoder", layer_norm=True),
-    "full": FullTuning(), "full decoder": FullTuning("decoder"),
-}  # fmt: skip
+    "full": FullTuning(),
+    "full decoder": FullTuning("decoder"),
+}
 each = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
 
@@ -252,8 +254,11 @@ def test_block_equals_the_original(load_parity):
 def test_counts_of_the_full_model():
     with torch.device("meta"):
         counts = {}
-        for name, method in {"adaptformer": AdaptFormer(modules="encoder"), "full": FullTuning(),
-                             "lora": LoRA(modules="encoder")}.items():  # fmt: skip
+        for name, method in {
+            "adaptformer": AdaptFormer(modules="encoder"),
+            "full": FullTuning(),
+            "lora": LoRA(modules="encoder"),
+        }.items():
             model = build_sam_med3d("vit_b_ori")
             method.apply(model)
             counts[name] = trainable_parameters(model)
@@ -276,9 +281,15 @@ def test_rank_stabilised_scale_and_ranks_by_part():
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda: AdaptFormer(0), lambda: AdaptFormer(dropout=1.0), lambda: LoRA(projections=()),
-     lambda: LoRA(projections=("w",)), lambda: LoRA(decoder_rank=0), lambda: LoRA(rank_stabilised=True)],
-)  # fmt: skip
+    [
+        lambda: AdaptFormer(0),
+        lambda: AdaptFormer(dropout=1.0),
+        lambda: LoRA(projections=()),
+        lambda: LoRA(projections=("w",)),
+        lambda: LoRA(decoder_rank=0),
+        lambda: LoRA(rank_stabilised=True),
+    ],
+)
 def test_settings_out_of_range(wrong):
     with pytest.raises(InputError):
         wrong()

@@ -176,8 +176,9 @@ def fetch(reference: str, download: bool = True) -> Path:
         return placed
     by_hand = f"fetch https://huggingface.co/{owner}/{repo}/resolve/main/{file} by hand and put it at {placed}"
     if not download:
-        raise WeightsNotFoundError(reference, f"{reference}: not on this machine; name it as weights to have it "
-                                              f"downloaded, or {by_hand}")  # fmt: skip
+        raise WeightsNotFoundError(
+            reference, f"{reference}: not on this machine; name it as weights to have it downloaded, or {by_hand}"
+        )
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:

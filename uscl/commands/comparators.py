@@ -74,8 +74,10 @@ def comparators(action: list[str], weights: str | None = None, out: str | None =
     elif verb == "convert" and len(names) == 1 and out:
         _convert(Path(names[0]).expanduser(), Path(out).expanduser())
     else:
-        raise InputError("uscl comparators: expected `list`, `selftest [NAME ...]`, `selftest NAME --weights FILE`, "
-                         f"or `convert FILE --out FILE.safetensors`; found {' '.join(action)!r}")  # fmt: skip
+        raise InputError(
+            "uscl comparators: expected `list`, `selftest [NAME ...]`, `selftest NAME --weights FILE`, "
+            f"or `convert FILE --out FILE.safetensors`; found {' '.join(action)!r}"
+        )
 
 
 def _list() -> None:
@@ -191,5 +193,6 @@ def _convert(file: Path, out: Path) -> None:
     tensors = read_pickled_tensors(file)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous().clone() for key, value in tensors.items()}, out)
-    log.info("%s: %d tensors, %.0f MB of %.0f MB", out, len(tensors), out.stat().st_size / 1e6,
-             file.stat().st_size / 1e6)  # fmt: skip
+    log.info(
+        "%s: %d tensors, %.0f MB of %.0f MB", out, len(tensors), out.stat().st_size / 1e6, file.stat().st_size / 1e6
+    )

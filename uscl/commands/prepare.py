@@ -63,16 +63,26 @@ def prepare(
         if dataset != "ultrasound" or out is not None:
             raise InputError("--new-manifest: goes with ultrasound alone, and without --out")
         count = write_manifest(source, Path(new_manifest).expanduser())
-        log.info("%s: %d sweeps. Look at patient (sweeps of one patient must share it), label, spacing and step, then "
-                 "run: uscl prepare ultrasound --root %s --out STORE", new_manifest, count, new_manifest)  # fmt: skip
+        log.info(
+            "%s: %d sweeps. Look at patient (sweeps of one patient must share it), label, spacing and step, then "
+            "run: uscl prepare ultrasound --root %s --out STORE",
+            new_manifest,
+            count,
+            new_manifest,
+        )
         return
     if out is None:
         raise InputError("--out: give the folder to prepare into")
     require_blosc2()
     folder = Path(out).expanduser()
     data_set = READERS[dataset](source, modality).only(classes)
-    origin = {"dataset": dataset, "root": str(source.resolve()), "modality": modality, "classes": classes,
-              "label_names": {str(i): name for i, name in data_set.label_names.items()}}  # fmt: skip
+    origin = {
+        "dataset": dataset,
+        "root": str(source.resolve()),
+        "modality": modality,
+        "classes": classes,
+        "label_names": {str(i): name for i, name in data_set.label_names.items()},
+    }
     _claim(folder, source, origin)
     reports = [CaseReport(name, UNUSABLE, problem) for name, problem in data_set.problems.items()]
     reports += _check_all(data_set, preprocessing, folder, workers)
@@ -82,8 +92,10 @@ def prepare(
     for report in bad[:10]:
         log.warning("%s: %s", report.case, report.problem)
     if bad and not skip_bad:
-        raise InputError(f"{len(bad)} of {len(reports)} cases cannot be used (see {folder / REPORT}); mend them and "
-                         "run again, or leave them out with --skip-bad")  # fmt: skip
+        raise InputError(
+            f"{len(bad)} of {len(reports)} cases cannot be used (see {folder / REPORT}); mend them and "
+            "run again, or leave them out with --skip-bad"
+        )
     good = {report.case for report in reports if report.status == USABLE}
     if not good:
         raise InputError(f"{source}: no case can be used (see {folder / REPORT})")
@@ -100,8 +112,10 @@ def _check_all(data_set: DataSet, preprocessing: Preprocessing, folder: Path, wo
             try:
                 yield from track(pool.map(check, data_set.cases), told, total=len(data_set.cases))
             except BrokenProcessPool as error:
-                raise InputError("a worker was killed, most likely for memory; run again with fewer --workers: what is "
-                                 "complete stays") from error  # fmt: skip
+                raise InputError(
+                    "a worker was killed, most likely for memory; run again with fewer --workers: what is "
+                    "complete stays"
+                ) from error
     else:
         yield from map(check, track(data_set.cases, told))
 
@@ -133,8 +147,12 @@ def _summary(reports: list[CaseReport], data_set: DataSet) -> Table:
     for column in ("class", "cases", "ml"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name in data_set.classes:
-        sizes = [part.rsplit(" ", 2)[1:] for report in reports for part in report.classes.split("; ")
-                 if part.rsplit(" ", 2)[0] == name]  # fmt: skip
+        sizes = [
+            part.rsplit(" ", 2)[1:]
+            for report in reports
+            for part in report.classes.split("; ")
+            if part.rsplit(" ", 2)[0] == name
+        ]
         known = [float(size) for size, unit in sizes if unit == "ml"]
         if sizes:
             table.add_row(name, str(len(sizes)), f"{sum(known) / len(known):.1f}" if known else "not known")

@@ -90,14 +90,20 @@ def pseudo_label(
     volume = read_sweep(source, reading)
     frames = frames_of(volume)
     if least_frames < 2 or suggest < 0:
-        raise InputError(f"least_frames is {least_frames} and suggest {suggest}; a sweep has at least two frames, and "
-                         "no fewer than 0 can be suggested")  # fmt: skip
+        raise InputError(
+            f"least_frames is {least_frames} and suggest {suggest}; a sweep has at least two frames, and "
+            "no fewer than 0 can be suggested"
+        )
     annotated = read_key_frames(key_frames, frames.shape, names, allow_empty, volume)
     check_key_frames(annotated, frames.shape, names)
     numbers = frame_numbers(volume, len(frames))
     if numbers[0] != 0 or numbers[-1] != len(numbers) - 1:
-        log.info("%s: its frames are numbered %d to %d in their names, and so they are called here", source, numbers[0],
-                 numbers[-1])  # fmt: skip
+        log.info(
+            "%s: its frames are numbered %d to %d in their names, and so they are called here",
+            source,
+            numbers[0],
+            numbers[-1],
+        )
     name = stem(source.resolve())
     manifests = {folder / MANIFEST, *([Path(manifest).expanduser()] if manifest else [])}
     engines: dict[str, Callable[[], Engine]] = {
@@ -109,11 +115,22 @@ def pseudo_label(
     for target in manifests:
         check_manifest(target, name, folder, names)
     _claim(folder, volume, overwrite)
-    _begin(folder, {
-        "sweep": str(source), "key_frames": str(key_frames), "engine": engine, "compare": compare, "labels": labels,
-        "reading": vars(reading), "check": vars(check), "registration": vars(registration), "seggpt": vars(seggpt),
-        "least_frames": least_frames, "keep_flagged": keep_flagged,
-    })  # fmt: skip
+    _begin(
+        folder,
+        {
+            "sweep": str(source),
+            "key_frames": str(key_frames),
+            "engine": engine,
+            "compare": compare,
+            "labels": labels,
+            "reading": vars(reading),
+            "check": vars(check),
+            "registration": vars(registration),
+            "seggpt": vars(seggpt),
+            "least_frames": least_frames,
+            "keep_flagged": keep_flagged,
+        },
+    )
     pixel_mm = (volume.spacing[1], volume.spacing[0])
     made = label_sweep(frames, annotated, names, carrier, pixel_mm, check, other)
     suggested = suggest_frames(list(made.quality.values()), made.keys, suggest)
@@ -135,8 +152,14 @@ def pseudo_label(
     end_record(folder, "finished")
     console = Console()
     console.print(_table(made, name, numbers))
-    log.info("%d of %d frames are flagged; %d pair(s) to train on: --data VolumeDataModule --data.dataset ultrasound "
-             "--data.root %s", len(made.flags), len(frames), len(pairs), folder / MANIFEST)  # fmt: skip
+    log.info(
+        "%d of %d frames are flagged; %d pair(s) to train on: --data VolumeDataModule --data.dataset ultrasound "
+        "--data.root %s",
+        len(made.flags),
+        len(frames),
+        len(pairs),
+        folder / MANIFEST,
+    )
     if suggested:
         told = ", ".join(str(numbers[t]) for t in suggested)
         log.info("Annotate next: frame %s. Look at %s", told, folder / "report.html")
@@ -152,8 +175,10 @@ def _claim(folder: Path, volume: Volume, overwrite: bool) -> None:
         if mark.read_text(encoding="utf-8").strip() != content:
             raise InputError(f"{folder}: holds the labels of another sweep; choose another --out")
         if (folder / _DONE).is_file() and not overwrite:
-            raise InputError(f"{folder}: has been labelled; --overwrite replaces the results, and with them whatever "
-                             "was corrected by hand")  # fmt: skip
+            raise InputError(
+                f"{folder}: has been labelled; --overwrite replaces the results, and with them whatever "
+                "was corrected by hand"
+            )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is not empty and holds no pseudo-labels; choose another --out")
@@ -175,12 +200,19 @@ def _begin(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _table(made: LabelledSweep, name: str, numbers: Sequence[int]) -> Table:
-    table = Table(title=f"{name}: {len(made.labels)} frames, {len(made.keys)} key frames",
-                  caption="a key frame left out is predicted across a gap twice as wide")  # fmt: skip
+    table = Table(
+        title=f"{name}: {len(made.labels)} frames, {len(made.keys)} key frames",
+        caption="a key frame left out is predicted across a gap twice as wide",
+    )
     for column in ("class", "key frames left out", "their Dice", "their HD95, mm", "lowest confidence"):
         table.add_column(column)
     for quality in made.quality.values():
         inner = quality.confidence[min(made.keys) : max(made.keys) + 1]
-        table.add_row(quality.name, str(len(quality.left_out)), f"{quality.dice:.2f}", f"{quality.hd95:.1f}",
-                      f"{inner.min():.2f} (frame {numbers[int(inner.argmin()) + min(made.keys)]})")  # fmt: skip
+        table.add_row(
+            quality.name,
+            str(len(quality.left_out)),
+            f"{quality.dice:.2f}",
+            f"{quality.hd95:.1f}",
+            f"{inner.min():.2f} (frame {numbers[int(inner.argmin()) + min(made.keys)]})",
+        )
     return table

@@ -94,9 +94,11 @@ def segment(
 
 
 def _oriented(
-    axes: tuple[int, int, int], flips: tuple[bool, bool, bool], shape: tuple[int, int, int],
+    axes: tuple[int, int, int],
+    flips: tuple[bool, bool, bool],
+    shape: tuple[int, int, int],
     index: tuple[int, int, int],
-) -> tuple[int, int, int]:  # fmt: skip
+) -> tuple[int, int, int]:
     """Where a voxel of the volume lies once its axes are in RAS order."""
     x, y, z = (n - 1 - index[a] if flip else index[a] for a, flip, n in zip(axes, flips, shape, strict=True))
     return x, y, z

@@ -58,17 +58,32 @@ def simulate(
             raise InputError("--preset paper sets the number of patients; leave out --patients")
         settings = SweepStudy(
             patients=SweepStudy().patients if patients is None else patients,
-            sweeps_per_patient=sweeps_per_patient, seed=seed, machine=machine, frames=frames, size=size, labels=labels,
-            label_map=label_map, video=video, key_frames=key_frames, device=device,
-        )  # fmt: skip
+            sweeps_per_patient=sweeps_per_patient,
+            seed=seed,
+            machine=machine,
+            frames=frames,
+            size=size,
+            labels=labels,
+            label_map=label_map,
+            video=video,
+            key_frames=key_frames,
+            device=device,
+        )
         if preset == "paper":
             settings = replace(settings, patients=PAPER.patients, total_sweeps=PAPER.total_sweeps)
     else:
         given = {
-            "sweeps_per_patient": sweeps_per_patient, "preset": preset, "machine": machine, "frames": frames,
-            "size": size, "labels": labels, "label_map": label_map, "video": video, "key_frames": key_frames,
+            "sweeps_per_patient": sweeps_per_patient,
+            "preset": preset,
+            "machine": machine,
+            "frames": frames,
+            "size": size,
+            "labels": labels,
+            "label_map": label_map,
+            "video": video,
+            "key_frames": key_frames,
             "device": device,
-        }  # fmt: skip
+        }
         usual = inspect.signature(simulate).parameters
         foreign = [f"--{name}" for name, value in given.items() if value != usual[name].default]
         if foreign:

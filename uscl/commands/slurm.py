@@ -71,10 +71,16 @@ def run_on_slurm(
     pending = {name: job for name, job in watched.items() if not job.done()}
     new = [name for name in cells if name not in pending]
     executor.update_parameters(
-        job_name="uscl-sweep", time=options.minutes, gpus_per_node=options.gpus, cpus_per_task=options.cpus,
-        mem=f"{options.memory_gb}GB", array_parallelism=at_once, setup=list(options.setup), use_srun=False,
+        job_name="uscl-sweep",
+        time=options.minutes,
+        gpus_per_node=options.gpus,
+        cpus_per_task=options.cpus,
+        mem=f"{options.memory_gb}GB",
+        array_parallelism=at_once,
+        setup=list(options.setup),
+        use_srun=False,
         **{key: value for key in ("partition", "account") if (value := getattr(options, key))},
-    )  # fmt: skip
+    )
     try:
         if new:
             with executor.batch():
@@ -84,8 +90,11 @@ def run_on_slurm(
         raise InputError(f"--slurm: SLURM refused the jobs ({str(error).strip().splitlines()[-1]})") from error
     numbers = {name: str(job.job_id) for name, job in pending.items()}
     (folder / _JOBS).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    log.info("%d cells submitted, %d waited for; this call may be interrupted, the jobs go on", len(new),
-             len(pending) - len(new))  # fmt: skip
+    log.info(
+        "%d cells submitted, %d waited for; this call may be interrupted, the jobs go on",
+        len(new),
+        len(pending) - len(new),
+    )
     while pending:
         for name in [name for name, job in pending.items() if job.done()]:
             del pending[name]

@@ -55,8 +55,11 @@ def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False, slurm: Slur
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, found {jobs}")
     _claim(folder, asked)
-    waiting = {name: partial(run_cell, folder, name, command) for name, command in commands.items()
-               if _record(folder / name).get("status") != FINISHED}  # fmt: skip
+    waiting = {
+        name: partial(run_cell, folder, name, command)
+        for name, command in commands.items()
+        if _record(folder / name).get("status") != FINISHED
+    }
     running = _run_here(waiting, jobs) if slurm is None else run_on_slurm(folder, waiting, slurm, jobs)
     for _ in track(running, f"Running {len(waiting)} of {len(commands)} cells", total=len(waiting)):
         pass
@@ -66,8 +69,10 @@ def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False, slurm: Slur
     failed = [row for row in rows if row["status"] != FINISHED]
     if failed:
         first = failed[0]
-        raise InputError(f"{len(failed)} of {len(rows)} cells failed, first {first['cell']}: {first['problem']} (see "
-                         f"{folder / 'logs'}); run again to repeat them alone")  # fmt: skip
+        raise InputError(
+            f"{len(failed)} of {len(rows)} cells failed, first {first['cell']}: {first['problem']} (see "
+            f"{folder / 'logs'}); run again to repeat them alone"
+        )
 
 
 def _run_here(cells: Mapping[str, Callable[..., bool]], jobs: int) -> Iterator[str]:
@@ -171,8 +176,10 @@ def _claim(folder: Path, asked: SweepFile) -> None:
     except ValueError:
         found = None
     if found != told:
-        raise InputError(f"{folder}: holds the cells of another command, or of other contents of its YAML files; "
-                         "choose another --out")  # fmt: skip
+        raise InputError(
+            f"{folder}: holds the cells of another command, or of other contents of its YAML files; "
+            "choose another --out"
+        )
     (folder / "logs").mkdir(exist_ok=True)
 
 

@@ -91,13 +91,17 @@ def _parameter(path: Path, name: Any, told: Any) -> dict[str, Any]:
             f"{path}: parameter {name}: values must be a list with something in it, found {told['values']}"
         )
     if unknown := sorted(set(map(str, told)) - _PARAMETER):
-        raise InputError(f"{path}: parameter {name}: {', '.join(unknown)} is not known here; known are "
-                         f"{', '.join(sorted(_PARAMETER))}")  # fmt: skip
+        raise InputError(
+            f"{path}: parameter {name}: {', '.join(unknown)} is not known here; known are "
+            f"{', '.join(sorted(_PARAMETER))}"
+        )
     if "probabilities" in told:
         shares, count = told["probabilities"], len(told.get("values", []))
         if not isinstance(shares, list) or len(shares) != count or not all(_is_share(share) for share in shares):
-            raise InputError(f"{path}: parameter {name}: probabilities must be one number from 0 to 1 for each of its "
-                             f"values, found {shares!r}")  # fmt: skip
+            raise InputError(
+                f"{path}: parameter {name}: probabilities must be one number from 0 to 1 for each of its "
+                f"values, found {shares!r}"
+            )
         if not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise InputError(f"{path}: parameter {name}: probabilities must add up to 1, found {shares!r}")
     return told
@@ -127,8 +131,13 @@ def _random(path: Path, parameters: dict[str, dict[str, Any]], count: int | None
     if count is None:
         raise InputError(f"{path}: a random search without a server needs run_cap, the number of cells")
     # Cell n is the same in every call, so that a sweep can be taken up and made longer.
-    return [{name: _draw(path, name, told, random.Random(derive_seed("sweep", number, name)))
-             for name, told in parameters.items()} for number in range(count)]  # fmt: skip
+    return [
+        {
+            name: _draw(path, name, told, random.Random(derive_seed("sweep", number, name)))
+            for name, told in parameters.items()
+        }
+        for number in range(count)
+    ]
 
 
 def _draw(path: Path, name: str, told: dict[str, Any], source: random.Random) -> Any:
@@ -148,8 +157,10 @@ def _draw(path: Path, name: str, told: dict[str, Any], source: random.Random) ->
             return source.uniform(low, high)
         if kind == "log_uniform_values" and low > 0:
             return math.exp(source.uniform(math.log(low), math.log(high)))
-    raise InputError(f"{path}: parameter {name}: cannot draw from {told}; known are value, values, and min and max "
-                     "with distribution uniform, int_uniform or log_uniform_values")  # fmt: skip
+    raise InputError(
+        f"{path}: parameter {name}: cannot draw from {told}; known are value, values, and min and max "
+        "with distribution uniform, int_uniform or log_uniform_values"
+    )
 
 
 def cell_name(cell: dict[str, Any]) -> str:

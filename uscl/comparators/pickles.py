@@ -64,15 +64,19 @@ def read_pickled_tensors(file: Path) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
     except Exception as error:  # a broken pickle can make its reader raise anything
-        raise InputError(f"{file}: not a checkpoint that can be read ({type(error).__name__}: {error}); fetch it again"
-                         ) from error  # fmt: skip
+        raise InputError(
+            f"{file}: not a checkpoint that can be read ({type(error).__name__}: {error}); fetch it again"
+        ) from error
     if isinstance(content, Mapping):
         for key in ("model", "state_dict", "model_state_dict"):
             if isinstance(content.get(key), Mapping):
                 content = content[key]
                 break
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(
-        content, Mapping) else {}  # fmt: skip
+    tensors = (
+        {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
     if not tensors:
         raise InputError(f"{file}: holds no state dict; expected a checkpoint with tensors under 'model'")
     return tensors

@@ -105,8 +105,11 @@ class SliceSegmenter:
         wanted: dict[int, list[Click]] = {}
         for click in clicks:
             wanted.setdefault(click.index[self.slicing.axis], []).append(click)
-        for number in [number for number, known in self._slices.items()
-                       if wanted.get(number, [])[: len(known.clicks)] != known.clicks]:  # fmt: skip
+        for number in [
+            number
+            for number, known in self._slices.items()
+            if wanted.get(number, [])[: len(known.clicks)] != known.clicks
+        ]:
             self._slices[number] = _Slice(self._slices[number].embedding)
         self._encode([number for number in sorted(wanted) if number not in self._slices])
         while pending := [n for n in sorted(wanted) if len(self._slices[n].clicks) < len(wanted[n])]:
@@ -152,8 +155,13 @@ class SliceSegmenter:
         height, width = self._volume.shape[1:]
         size = self.model.image_size
         # Centres of voxels go to where resizing takes them; the models add the half pixel themselves.
-        points = [[((click.index[columns] + 0.5) * size / width - 0.5, (click.index[rows] + 0.5) * size / height - 0.5)
-                   for click in given] for given in clicks]  # fmt: skip
+        points = [
+            [
+                ((click.index[columns] + 0.5) * size / width - 0.5, (click.index[rows] + 0.5) * size / height - 0.5)
+                for click in given
+            ]
+            for given in clicks
+        ]
         labels = [[int(click.foreground) for click in given] for given in clicks]
         device = self._volume.device
         return torch.tensor(points, device=device), torch.tensor(labels, device=device)

@@ -86,9 +86,11 @@ def augment(
     Returns:
         Image (float32) and target along the same axes, the inputs themselves where nothing was drawn.
     """
-    drawn = {entry.name for entry in fields(settings)
-             if entry.name != "probability" and random.random() < settings.probability
-             and getattr(settings, entry.name) > 0}  # fmt: skip
+    drawn = {
+        entry.name
+        for entry in fields(settings)
+        if entry.name != "probability" and random.random() < settings.probability and getattr(settings, entry.name) > 0
+    }
     if drawn & {"rotation", "scaling", "twist"}:
         grid = _movement(image.shape[0], settings, drawn, random)
         image = _sampled(image, grid, "bilinear").astype(np.float32)
@@ -207,6 +209,13 @@ def _with_monai(transform: Callable[[Array], Any], image: Array) -> Array:
 
 
 _INTENSITIES = {
-    "gain": _gain, "attenuation": _attenuation, "speckle": _speckle, "shadow": _shadow, "sector": _sector,
-    "contrast": _contrast, "blur": _blur, "bias_field": _bias_field, "noise": _noise,
-}  # fmt: skip
+    "gain": _gain,
+    "attenuation": _attenuation,
+    "speckle": _speckle,
+    "shadow": _shadow,
+    "sector": _sector,
+    "contrast": _contrast,
+    "blur": _blur,
+    "bias_field": _bias_field,
+    "noise": _noise,
+}

@@ -67,14 +67,14 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
             raise InputError(f"{case.image}: every voxel is {volume.array.flat[0]}; export the scan again")
         ids = {i for values in data_set.classes.values() for i in values}
         if label is not None and not np.isin(label.array, list(ids)).any():
-            raise InputError(f"{case.label}: has no foreground of {', '.join(data_set.classes)}; correct the map, or "
-                             "take the case away")  # fmt: skip
+            raise InputError(
+                f"{case.label}: has no foreground of {', '.join(data_set.classes)}; correct the map, or "
+                "take the case away"
+            )
     except InputError as error:
         return CaseReport(case.name, UNUSABLE, str(error), case.patient)
     voxel_ml = None if is_assumed(case.image, case.reading) else float(np.prod(volume.spacing)) / 1000
-    found = {} if label is None else {
-        name: int(data_set.mask(label.array, name).sum()) for name in data_set.classes
-    }  # fmt: skip
+    found = {} if label is None else {name: int(data_set.mask(label.array, name).sum()) for name in data_set.classes}
     image, grid = preprocessing.prepare_image(volume)
     if not is_written(folder, preprocessing, case.name, sources):
         prepared = None if label is None else preprocessing.prepare_label(label)
@@ -85,14 +85,23 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
         except (OSError, RuntimeError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             remedy = "make room" if full else "make it writable"
-            raise InputError(f"{folder}: case {case.name} could not be written ({error}); {remedy} and run again: what "
-                             "is complete stays") from error  # fmt: skip
+            raise InputError(
+                f"{folder}: case {case.name} could not be written ({error}); {remedy} and run again: what "
+                "is complete stays"
+            ) from error
     return CaseReport(
-        case.name, USABLE, "", case.patient, " x ".join(map(str, grid.shape)),
-        " x ".join(f"{s:.4g}" for s in volume.spacing), float(volume.array.min()), float(volume.array.max()),
+        case.name,
+        USABLE,
+        "",
+        case.patient,
+        " x ".join(map(str, grid.shape)),
+        " x ".join(f"{s:.4g}" for s in volume.spacing),
+        float(volume.array.min()),
+        float(volume.array.max()),
         "; ".join(f"{name} {_size(voxels, voxel_ml)}" for name, voxels in found.items() if voxels),
-        sum(raw for raw, _ in sources.values()), stored_bytes(folder, preprocessing, case.name),
-    )  # fmt: skip
+        sum(raw for raw, _ in sources.values()),
+        stored_bytes(folder, preprocessing, case.name),
+    )
 
 
 def _size(voxels: int, voxel_ml: float | None) -> str:

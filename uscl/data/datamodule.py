@@ -99,8 +99,10 @@ class VolumeDataModule(LightningDataModule):
         if objects < 1:
             raise InputError(f"data.objects must be at least 1, found {objects}")
         if sampling.centre == "volume" and (objects > 1 or train_patch_size is not None):
-            raise InputError("data.objects and data.train_patch_size are for training on labels; leave them out where "
-                             "data.sampling.centre is volume")  # fmt: skip
+            raise InputError(
+                "data.objects and data.train_patch_size are for training on labels; leave them out where "
+                "data.sampling.centre is volume"
+            )
         self.root, self.dataset, self.modality = root, dataset, modality
         self.preprocessing = preprocessing
         self.sampling, self.train_patch_size, self.objects = sampling, train_patch_size, objects
@@ -184,8 +186,9 @@ class VolumeDataModule(LightningDataModule):
                 f"{length} patches per epoch do not fill one batch of {self.batch_size} on {self._world_size} "
                 "process(es); raise data.patches_per_epoch or lower data.batch_size"
             )
-        patches = TrainingPatches(self.store, cases_of, self.sampling, self.seed, self.augmentation,
-                                  self.train_patch_size, self.objects)  # fmt: skip
+        patches = TrainingPatches(
+            self.store, cases_of, self.sampling, self.seed, self.augmentation, self.train_patch_size, self.objects
+        )
         sampler = PatchNumbers(length, self._rank, self._world_size)
         return self._loader(patches, sampler, batch_size=self.batch_size, drop_last=True)
 
@@ -214,13 +217,16 @@ class VolumeDataModule(LightningDataModule):
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Moves the tensors; grids, names and references stay where they are."""
         return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
     def _objects_loader(self, split: Split) -> Loader:
-        left = [(case, name) for case, name in self._objects[split]
-                if split != "test" or (case.name, name) not in self.leave_out]  # fmt: skip
+        left = [
+            (case, name)
+            for case, name in self._objects[split]
+            if split != "test" or (case.name, name) not in self.leave_out
+        ]
         objects = LabelledObjects(self.store, left, split == "test", self.region)
         sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)
         return self._loader(objects, sampler, batch_size=1, collate_fn=single)
@@ -250,12 +256,20 @@ class VolumeDataModule(LightningDataModule):
                     "correct the map, or remove image and map"
                 )
             objects += [(case, name) for name, ids in wanted.items() if present.intersection(ids)]
-            vanished += [f"{name} of {case.name}" for name, ids in wanted.items()
-                         if not present.intersection(ids) and set(prepared.vanished).intersection(ids)]  # fmt: skip
+            vanished += [
+                f"{name} of {case.name}"
+                for name, ids in wanted.items()
+                if not present.intersection(ids) and set(prepared.vanished).intersection(ids)
+            ]
         if vanished:
-            log.warning("%d objects are too small for a spacing of %s mm and left out of the %s side: %s%s",
-                        len(vanished), list(self.preprocessing.spacing), split, ", ".join(vanished[:5]),
-                        ", ..." if len(vanished) > 5 else "")  # fmt: skip
+            log.warning(
+                "%d objects are too small for a spacing of %s mm and left out of the %s side: %s%s",
+                len(vanished),
+                list(self.preprocessing.spacing),
+                split,
+                ", ".join(vanished[:5]),
+                ", ..." if len(vanished) > 5 else "",
+            )
         if cases and not objects:
             raise InputError(f"{self.root}: none of the classes in use occurs in the {len(cases)} {split} cases")
         return objects

@@ -129,8 +129,9 @@ def _calibration(tags: Any) -> tuple[float, float] | None:
     believed.
     """
     for region in tags.get("SequenceOfUltrasoundRegions") or []:
-        inside = (0 <= region.get("RegionLocationMaxX1", 0) <= tags.get("Columns", 0)
-                  and 0 <= region.get("RegionLocationMaxY1", 0) <= tags.get("Rows", 0))  # fmt: skip
+        inside = 0 <= region.get("RegionLocationMaxX1", 0) <= tags.get("Columns", 0) and 0 <= region.get(
+            "RegionLocationMaxY1", 0
+        ) <= tags.get("Rows", 0)
         units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
         if inside and units == (_CENTIMETRES, _CENTIMETRES):
             x, y = (10 * abs(float(region.get(f"PhysicalDelta{axis}") or 0)) for axis in "XY")
@@ -163,8 +164,10 @@ def read_dicom(path: Path, without_colour: bool) -> Frames:
 
 def _frames_of(header: Header, without_colour: bool) -> Frames:
     if header.modality in _SCANS:
-        raise InputError(f"{header.path}: frames of a scan ({header.modality}) without a place of their own; convert "
-                         "the scan to NIfTI, or give the folder of its series")  # fmt: skip
+        raise InputError(
+            f"{header.path}: frames of a scan ({header.modality}) without a place of their own; convert "
+            "the scan to NIfTI, or give the folder of its series"
+        )
     try:
         image = sitk.ReadImage(str(header.path))
     except RuntimeError as error:
@@ -216,8 +219,10 @@ def _check_gaps(folder: Path, numbers: Sequence[int]) -> None:
     usual = min(b - a for a, b in pairwise(numbers)) if len(numbers) > 1 else 1
     for before, after in pairwise(numbers):
         if after - before != usual:
-            raise InputError(f"{folder}: instance {before} is followed by {after}; frames in between are missing, "
-                             "export the series again")  # fmt: skip
+            raise InputError(
+                f"{folder}: instance {before} is followed by {after}; frames in between are missing, "
+                "export the series again"
+            )
 
 
 def slice_positions(headers: Sequence[Header]) -> NDArray[np.float64] | None:

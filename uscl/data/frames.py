@@ -108,8 +108,10 @@ def read_label_picture(file: Path) -> Array:
         raise InputError(f"{file}: JPEG changes label ids; export masks as PNG")
     mode, values = _open(file, as_colour=False)
     if mode not in (*_GREY, "P") or values.dtype.kind == "f":
-        raise InputError(f"{file}: is in colour or holds fractions ({mode}); a mask holds label ids, as whole grey "
-                         "values or a palette")  # fmt: skip
+        raise InputError(
+            f"{file}: is in colour or holds fractions ({mode}); a mask holds label ids, as whole grey "
+            "values or a palette"
+        )
     return values.astype(np.int32)
 
 

@@ -17,9 +17,14 @@ class MaskWriter(Callback):
     """Writes ``masks/NAME.nii.gz`` into the run folder, with the names of :func:`~uscl.data.prompts.mask_names`."""
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Writes one mask."""
         volume: Volume = batch["volume"]
         mask = volume.with_array(batch["grid"].restore(outputs.float().cpu().numpy(), batch["corner"]))

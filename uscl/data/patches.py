@@ -85,9 +85,14 @@ class Grid:
         if self.shape == self.oriented_shape and self.spacing == self.source_spacing:
             return array
         return _resample(
-            array, self.source_spacing, _origin(self.oriented_shape, self.source_spacing),
-            self.shape, self.spacing, _origin(self.shape, self.spacing), nearest,
-        )  # fmt: skip
+            array,
+            self.source_spacing,
+            _origin(self.oriented_shape, self.source_spacing),
+            self.shape,
+            self.spacing,
+            _origin(self.shape, self.spacing),
+            nearest,
+        )
 
     def to_prepared(self, index: Sequence[float]) -> tuple[float, float, float]:
         """Position in the prepared grid of a voxel of the volume."""
@@ -120,9 +125,14 @@ class Grid:
         if min(extent) > 0:
             begin = _index(start for start, _ in box)
             values = _resample(
-                logits.astype(np.float32), self.spacing, _origin(self.shape, self.spacing, corner),
-                extent, self.source_spacing, _origin(self.oriented_shape, self.source_spacing, begin), nearest=False,
-            )  # fmt: skip
+                logits.astype(np.float32),
+                self.spacing,
+                _origin(self.shape, self.spacing, corner),
+                extent,
+                self.source_spacing,
+                _origin(self.oriented_shape, self.source_spacing, begin),
+                nearest=False,
+            )
             mask[tuple(slice(start, stop) for start, stop in box)] = values > 0
         return np.ascontiguousarray(self.restore_axes(mask))
 
@@ -269,9 +279,14 @@ def _origin(shape: Index, spacing: Triple, corner: Index = (0, 0, 0)) -> list[fl
 
 
 def _resample(
-    array: Array, spacing: Triple, origin: list[float], shape: Index, new_spacing: Triple, new_origin: list[float],
+    array: Array,
+    spacing: Triple,
+    origin: list[float],
+    shape: Index,
+    new_spacing: Triple,
+    new_origin: list[float],
     nearest: bool,
-) -> Array:  # fmt: skip
+) -> Array:
     """Values of one axis-aligned grid on another; beyond the edge the nearest voxel counts."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing(spacing)

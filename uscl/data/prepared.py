@@ -157,14 +157,26 @@ def write_case(
     for kind, array in arrays.items():
         chunks = tuple(min(_CHUNK, n) for n in array.shape)
         blosc2.asarray(
-            np.ascontiguousarray(array), urlpath=str(partial / f"{kind}.b2nd"), mode="w", chunks=chunks,
-            blocks=tuple(min(_BLOCK, n) for n in chunks), cparams={"codec": blosc2.Codec.LZ4, "clevel": 5},
-        )  # fmt: skip
+            np.ascontiguousarray(array),
+            urlpath=str(partial / f"{kind}.b2nd"),
+            mode="w",
+            chunks=chunks,
+            blocks=tuple(min(_BLOCK, n) for n in chunks),
+            cparams={"codec": blosc2.Codec.LZ4, "clevel": 5},
+        )
     summary = {} if label is None else summarise(label)
-    note = {"grid": asdict(grid), "scale": scale, "offset": offset, "labelled": label is not None,
-            "sources": sources, "vanished": vanished,
-            "summary": {str(i): {"count": s.count, "low": s.low, "high": s.high, "voxels": len(s.voxels)}
-                        for i, s in summary.items()}}  # fmt: skip
+    note = {
+        "grid": asdict(grid),
+        "scale": scale,
+        "offset": offset,
+        "labelled": label is not None,
+        "sources": sources,
+        "vanished": vanished,
+        "summary": {
+            str(i): {"count": s.count, "low": s.low, "high": s.high, "voxels": len(s.voxels)}
+            for i, s in summary.items()
+        },
+    }
     voxels = [s.voxels for s in summary.values()]
     np.save(partial / "voxels.npy", np.concatenate(voxels) if voxels else np.zeros((0, 3), np.int32))
     (partial / "case.json").write_text(json.dumps(note), encoding="utf-8")
@@ -205,8 +217,10 @@ def open_case(
     """
     where = folder / key_of(preprocessing) / name
     if not (where / "case.json").is_file():
-        raise InputError(f"{folder}: case {name} was not prepared with spacing {list(preprocessing.spacing)} and clamp "
-                         f"{preprocessing.clamp}; run uscl prepare with these settings")  # fmt: skip
+        raise InputError(
+            f"{folder}: case {name} was not prepared with spacing {list(preprocessing.spacing)} and clamp "
+            f"{preprocessing.clamp}; run uscl prepare with these settings"
+        )
     blosc2 = require_blosc2()
     try:
         note = json.loads((where / "case.json").read_text(encoding="utf-8"))
@@ -215,8 +229,10 @@ def open_case(
         grid = Grid(**{key: tuple(value) for key, value in note["grid"].items()})
         ends = np.cumsum([s["voxels"] for s in note["summary"].values()])
         voxels = np.split(np.load(where / "voxels.npy"), ends[:-1])
-        summary = {int(i): LabelSummary(s["count"], tuple(s["low"]), tuple(s["high"]), own)
-                   for (i, s), own in zip(note["summary"].items(), voxels, strict=False)}  # fmt: skip
+        summary = {
+            int(i): LabelSummary(s["count"], tuple(s["low"]), tuple(s["high"]), own)
+            for (i, s), own in zip(note["summary"].items(), voxels, strict=False)
+        }
         vanished = tuple(note.get("vanished", ()))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: cannot be read ({error}); delete it and run uscl prepare again") from error
@@ -246,12 +262,23 @@ def write_data_set(folder: Path, data_set: DataSet, origin: dict[str, Any]) -> N
         origin: which download it was made from; kept for the reader of the file.
     """
     content = {
-        "version": VERSION, "name": data_set.name, "label_names": data_set.label_names, "regions": data_set.regions,
+        "version": VERSION,
+        "name": data_set.name,
+        "label_names": data_set.label_names,
+        "regions": data_set.regions,
         "origin": origin,
-        "cases": [{"name": c.name, "image": str(c.image.resolve()), "label": c.label and str(c.label.resolve()),
-                   "patient": c.patient, "split": c.split, "reading": c.reading and asdict(c.reading)}
-                  for c in data_set.cases],
-    }  # fmt: skip
+        "cases": [
+            {
+                "name": c.name,
+                "image": str(c.image.resolve()),
+                "label": c.label and str(c.label.resolve()),
+                "patient": c.patient,
+                "split": c.split,
+                "reading": c.reading and asdict(c.reading),
+            }
+            for c in data_set.cases
+        ],
+    }
     partial = folder / f".{DATA_SET}.{os.getpid()}"
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / DATA_SET)
@@ -281,8 +308,17 @@ def read_prepared(root: Path, modality: str | None = None) -> DataSet:
         raise InputError(f"{file}: not there; run uscl prepare DATASET --root DOWNLOAD --out {root} (to its end)")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        cases = tuple(Case(c["name"], Path(c["image"]), Path(c["label"]) if c["label"] else None, c["patient"],
-                           c["split"], _reading(c.get("reading"))) for c in content["cases"])  # fmt: skip
+        cases = tuple(
+            Case(
+                c["name"],
+                Path(c["image"]),
+                Path(c["label"]) if c["label"] else None,
+                c["patient"],
+                c["split"],
+                _reading(c.get("reading")),
+            )
+            for c in content["cases"]
+        )
         names = {int(i): name for i, name in content["label_names"].items()}
         regions = {name: tuple(ids) for name, ids in content["regions"].items()}
         return check_unique(DataSet(content["name"], cases, names, regions))

@@ -104,8 +104,12 @@ def _apart(images: Sequence[Path]) -> dict[Path, str]:
     folders = range(max(len(image.parts) for image in images))
     for ending in (False, True):
         for count in folders:
-            names = ["_".join((*image.parts[max(1, len(image.parts) - 1 - count) : -1],
-                               image.name if ending else stem(image))) for image in images]  # fmt: skip
+            names = [
+                "_".join(
+                    (*image.parts[max(1, len(image.parts) - 1 - count) : -1], image.name if ending else stem(image))
+                )
+                for image in images
+            ]
             if len(set(names)) == len(images):
                 return dict(zip(images, names, strict=True))
     return {image: "_".join(image.parts[1:]) for image in images}

@@ -117,8 +117,9 @@ class PreparedStore:
         """
         prepared = self.get(case)
         if prepared.label is None:
-            raise InputError(f"{case.image}: has no label map; put one of the same name into the label folder, or "
-                             "leave the case out")  # fmt: skip
+            raise InputError(
+                f"{case.image}: has no label map; put one of the same name into the label folder, or leave the case out"
+            )
         return prepared, prepared.label
 
 

@@ -62,8 +62,10 @@ class SweepReading:
     mask: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        numbers = [*(self.spacing if isinstance(self.spacing, tuple) else ()),
-                   *([self.step] if isinstance(self.step, float | int) else [])]  # fmt: skip
+        numbers = [
+            *(self.spacing if isinstance(self.spacing, tuple) else ()),
+            *([self.step] if isinstance(self.step, float | int) else []),
+        ]
         if not all(0 < number < math.inf for number in numbers):
             raise InputError(
                 f"reading: spacing and step must be finite and above 0 mm, found {self.spacing} and {self.step}"
@@ -102,8 +104,10 @@ def parse_reading(spacing: str = "", step: str = "", mask: str = "") -> SweepRea
     elif len(steps) == 1:
         far = steps[0]
     if (spacing and known is None) or (step and far is None):
-        raise InputError(f"spacing is {spacing!r} and step {step!r}; expected mm (spacing: one number, or lateral and "
-                         "depth), `assumed` or nothing")  # fmt: skip
+        raise InputError(
+            f"spacing is {spacing!r} and step {step!r}; expected mm (spacing: one number, or lateral and "
+            "depth), `assumed` or nothing"
+        )
     return SweepReading(known, far, tuple(cast("list[Rule]", mask.split())))
 
 
@@ -148,8 +152,10 @@ def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
     source = Path(path).expanduser()
     label = Volume(read_label_pictures(source)) if source.is_dir() else read_label(source)
     if label.shape != sweep.shape:
-        raise InputError(f"{source}: has {label.shape} voxels, {sweep.name} has {sweep.shape}; a label map has the "
-                         "sweep's own frames, all of them")  # fmt: skip
+        raise InputError(
+            f"{source}: has {label.shape} voxels, {sweep.name} has {sweep.shape}; a label map has the "
+            "sweep's own frames, all of them"
+        )
     if _is_volume(source) and (difference := grid_difference(label, sweep)):
         raise InputError(f"{source}: does not lie on the grid of {sweep.name}: {difference}")
     return Volume(label.array, sweep.spacing, sweep.origin, sweep.direction, source)
@@ -248,8 +254,10 @@ def _as_volume(source: Path, frames: Frames, reading: SweepReading) -> Volume:
     if spacing is None or step is None:
         lacking = [name for name, value in (("spacing", spacing), ("step", step)) if value is None]
         between = " and ".join(_MEANT[name] for name in lacking)
-        raise InputError(f"{source}: the millimetres between {between} are not known; give {' and '.join(lacking)}, "
-                         "in mm or `assumed` (columns of the table, or --reading.spacing, --reading.step)")  # fmt: skip
+        raise InputError(
+            f"{source}: the millimetres between {between} are not known; give {' and '.join(lacking)}, "
+            "in mm or `assumed` (columns of the table, or --reading.spacing, --reading.step)"
+        )
     return Volume(frames.array, (spacing[0], spacing[1], float(step)), path=source)
 
 
@@ -268,8 +276,10 @@ def _with_spacing(volume: Volume, reading: SweepReading) -> Volume:
 def _without_overlay(array: Array, source: Path) -> Array:
     """Blackens what lies outside the sector (see :class:`SweepReading`)."""
     if array.shape[2] < _FRAMES_TO_JUDGE:
-        raise InputError(f"{source}: {array.shape[2]} frames are too few to tell tissue from burnt-in text (at least "
-                         f"{_FRAMES_TO_JUDGE}); leave the rule `overlay` out")  # fmt: skip
+        raise InputError(
+            f"{source}: {array.shape[2]} frames are too few to tell tissue from burnt-in text (at least "
+            f"{_FRAMES_TO_JUDGE}); leave the rule `overlay` out"
+        )
     reach = float(array.max() - array.min()) or 1.0
     changing = array.std(axis=2, dtype=np.float32) > _CHANGING / 255 * reach
     edge = max(2, round(0.01 * min(changing.shape)))

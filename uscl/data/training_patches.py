@@ -58,9 +58,15 @@ class TrainingPatches(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, store: PreparedStore, cases_of: Mapping[str | None, Sequence[Case]], sampling: PatchSampling, seed: int,
-        augmentation: Augmentation = Augmentation(), size: int | None = None, objects: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        store: PreparedStore,
+        cases_of: Mapping[str | None, Sequence[Case]],
+        sampling: PatchSampling,
+        seed: int,
+        augmentation: Augmentation = Augmentation(),
+        size: int | None = None,
+        objects: int = 1,
+    ) -> None:
         self.store = store
         size = store.preprocessing.patch_size if size is None else size
         self.preprocessing, self.objects = replace(store.preprocessing, patch_size=size), objects
@@ -112,8 +118,9 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         corner = (corner[0] + int(shift[0]), corner[1] + int(shift[1]), corner[2] + int(shift[2]))
         flips = tuple(axis for axis in range(3) if random.random() < sampling.flip_probability)
         labelled = None if label is None else preprocessing.cut(label, corner)
-        image, labelled = _augmented(prepared.grid, preprocessing.cut(prepared.image, corner), labelled,
-                                     self.augmentation, random)  # fmt: skip
+        image, labelled = _augmented(
+            prepared.grid, preprocessing.cut(prepared.image, corner), labelled, self.augmentation, random
+        )
         image = preprocessing.normalise(image, corner, prepared.grid.shape)
         patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))[None]}
         if labelled is not None and class_name is not None:
@@ -132,8 +139,7 @@ class TrainingPatches(Dataset[dict[str, Any]]):
             return []
         data_set = self.store.data_set
         masks = [data_set.mask(labelled, name) for name in data_set.classes if name != class_name]
-        large = [mask for mask in masks
-                 if self.sampling.minimum_foreground <= np.count_nonzero(mask) < mask.size]  # fmt: skip
+        large = [mask for mask in masks if self.sampling.minimum_foreground <= np.count_nonzero(mask) < mask.size]
         return [large[i] for i in random.permutation(len(large))[: self.objects - 1]]
 
 

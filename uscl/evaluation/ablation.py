@@ -51,8 +51,10 @@ class Ablation:
         pairs = []
         for name in where or (self.tuned_on,) if ours and theirs else ():
             found = differences(*(samples(self.runs, s, name, self.clicks) for s in (ours, theirs) if s))
-            pairs += [replace(s, class_name=f"{name} {s.class_name}", patient=f"{name} {s.patient}",
-                              case=f"{name} {s.case}") for s in found]  # fmt: skip
+            pairs += [
+                replace(s, class_name=f"{name} {s.class_name}", patient=f"{name} {s.patient}", case=f"{name} {s.case}")
+                for s in found
+            ]
         return pairs
 
     def whole(self, method: str) -> Setting | None:
@@ -108,8 +110,14 @@ def table3(ablation: Ablation) -> ReportTable:
     for modules, title in _PARTS.items():
         told, untold = (paper.MODULES[modules, vcl] for vcl in (True, False))
         first, plain = (replace(ablation.main, modules=modules, vcl=vcl) for vcl in (True, False))
-        lines.append((title, Figure(ablation.dice(first), told), Figure(ablation.dice(plain), untold),
-                      Figure(ablation.gain(first, plain), told - untold, difference=True)))  # fmt: skip
+        lines.append(
+            (
+                title,
+                Figure(ablation.dice(first), told),
+                Figure(ablation.dice(plain), untold),
+                Figure(ablation.gain(first, plain), told - untold, difference=True),
+            )
+        )
     title, head = f"Table 3: tuned module and VCL, LoRA of rank {ablation.main.rank}", ("with VCL", "without VCL")
     return ReportTable("table3", title, ("tuned module", *head, "difference"), tuple(lines), _note(ablation))
 
@@ -135,8 +143,13 @@ def table5(ablation: Ablation) -> ReportTable:
         settings = [replace(ablation.main, modules=modules, rank=rank) for modules in _PARTS]
         lines.append((str(rank), *(Figure(ablation.dice(s), paper.RANKS.get((rank, s.modules))) for s in settings)))
     how = "after VCL" if ablation.main.vcl else "without VCL"
-    return ReportTable("table5", f"Table 5: rank of LoRA and tuned module, {how}", ("rank", *_PARTS.values()),
-                       tuple(lines), _note(ablation))  # fmt: skip
+    return ReportTable(
+        "table5",
+        f"Table 5: rank of LoRA and tuned module, {how}",
+        ("rank", *_PARTS.values()),
+        tuple(lines),
+        _note(ablation),
+    )
 
 
 def cost_table(ablation: Ablation) -> ReportTable:
@@ -155,8 +168,17 @@ def cost_table(ablation: Ablation) -> ReportTable:
         trained = f"{sum(costs[0].trainable.values()):,} of {costs[0].parameters:,}"
         lines.append((described(setting), str(len(costs)), trained, *figures))
     where = {f"{c.device}, {c.precision}, batch {c.batch_size}" for run in ablation.runs if (c := run.cost)}
-    head = ("tuning", "runs", "trainable parameters", "s per step", "patches per s", "peak GiB", "adapter MB",
-            "checkpoint MB", "J per step")  # fmt: skip
+    head = (
+        "tuning",
+        "runs",
+        "trainable parameters",
+        "s per step",
+        "patches per s",
+        "peak GiB",
+        "adapter MB",
+        "checkpoint MB",
+        "J per step",
+    )
     note = (
         f"Medians over runs on: {'; '.join(sorted(where))}. Memory is the device's; on a CPU the whole process's, "
         "libraries included. The paper tells 9.6 GB and 2.7 hours for LoRA, 68.1 GB and 38.2 hours for full tuning."

@@ -12,9 +12,16 @@ from uscl.evaluation.statistics import Estimate, estimate
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; dashes and marks tell them apart in print.
 _STYLES = (
-    ("#000000", "o", "-"), ("#D55E00", "s", "-"), ("#0072B2", "^", "--"), ("#009E73", "D", "-."),
-    ("#CC79A7", "v", ":"), ("#56B4E9", "P", "--"), ("#E69F00", "X", "-."), ("#808000", "<", ":"), ("#666666", ">", "-"),
-)  # fmt: skip
+    ("#000000", "o", "-"),
+    ("#D55E00", "s", "-"),
+    ("#0072B2", "^", "--"),
+    ("#009E73", "D", "-."),
+    ("#CC79A7", "v", ":"),
+    ("#56B4E9", "P", "--"),
+    ("#E69F00", "X", "-."),
+    ("#808000", "<", ":"),
+    ("#666666", ">", "-"),
+)
 
 
 def _drawn(ablation: Ablation) -> dict[str, Setting]:
@@ -38,8 +45,14 @@ def draw_curves(ablation: Ablation, file: Path) -> None:
             if points:
                 clicks, found = list(points), list(points.values())
                 axes.plot(clicks, [100 * e.mean for e in found], color=colour, marker=mark, linestyle=dash, label=name)
-                axes.fill_between(clicks, [100 * e.low for e in found], [100 * e.high for e in found], color=colour,
-                                  alpha=0.12, linewidth=0)  # fmt: skip
+                axes.fill_between(
+                    clicks,
+                    [100 * e.low for e in found],
+                    [100 * e.high for e in found],
+                    color=colour,
+                    alpha=0.12,
+                    linewidth=0,
+                )
         axes.set(title=data_set, xlabel="clicks", ylim=(0, 100))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
@@ -64,8 +77,9 @@ def draw_boxes(ablation: Ablation, file: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
     methods = _drawn(ablation)
-    found = {name: samples(ablation.runs, setting, ablation.tuned_on, ablation.clicks)
-             for name, setting in methods.items()}  # fmt: skip
+    found = {
+        name: samples(ablation.runs, setting, ablation.tuned_on, ablation.clicks) for name, setting in methods.items()
+    }
     found = {name: some for name, some in found.items() if some}
     if not found:
         return
@@ -79,9 +93,17 @@ def draw_boxes(ablation: Ablation, file: Path) -> None:
             values = [100 * sample.value for sample in some if sample.class_name == class_name]
             if values:
                 x = place * step + number
-                axes.boxplot(values, positions=[x], widths=0.7, showfliers=False, manage_ticks=False,
-                             boxprops={"color": colour}, whiskerprops={"color": colour},
-                             capprops={"color": colour}, medianprops={"color": colour, "linewidth": 2})  # fmt: skip
+                axes.boxplot(
+                    values,
+                    positions=[x],
+                    widths=0.7,
+                    showfliers=False,
+                    manage_ticks=False,
+                    boxprops={"color": colour},
+                    whiskerprops={"color": colour},
+                    capprops={"color": colour},
+                    medianprops={"color": colour, "linewidth": 2},
+                )
                 axes.plot([x] * len(values), values, linestyle="", marker=mark, markersize=3, color=colour, alpha=0.5)
         axes.plot([], [], marker=mark, color=colour, label=name)
     axes.set_xticks([place * step + (len(found) - 1) / 2 for place in range(len(classes))], classes)

@@ -67,8 +67,9 @@ def claims_table(ablation: Ablation) -> ReportTable:
     told = {"time per step": paper.HOURS, "memory": paper.GIGABYTES}
     # Memory of a process on a CPU holds its libraries too, which would hide what differs.
     measures: dict[str, Callable[[Cost], float | None]] = {
-        "time per step": lambda cost: cost.seconds_per_step, "memory": lambda cost: cost.peak_device_bytes,
-    }  # fmt: skip
+        "time per step": lambda cost: cost.seconds_per_step,
+        "memory": lambda cost: cost.peak_device_bytes,
+    }
     lines += [_on_cost(ablation, what, measures[what], told[what]) for what in told]
     note = (
         f"Differences in points of Dice at {ablation.at}, paired by object and seed [95 % bootstrap interval over "
@@ -112,13 +113,28 @@ def _on_methods(ablation: Ablation) -> list[_Claim]:
     ]
     if on_scans:
         claims += [
-            _Claim("on CT and MR LoRA keeps what full tuning forgets", both, full,
-                   told("LoRA", "FullTuning", on_scans), ablation.scans),
-            _Claim("on CT and MR LoRA keeps what AdaptFormer forgets", both, adapter,
-                   told("LoRA", "AdaptFormer", on_scans), ablation.scans),
-            _Claim("on CT and MR LoRA loses to the baseline", Setting(BASELINE), both,
-                   told(BASELINE, "LoRA", on_scans), ablation.scans),
-        ]  # fmt: skip
+            _Claim(
+                "on CT and MR LoRA keeps what full tuning forgets",
+                both,
+                full,
+                told("LoRA", "FullTuning", on_scans),
+                ablation.scans,
+            ),
+            _Claim(
+                "on CT and MR LoRA keeps what AdaptFormer forgets",
+                both,
+                adapter,
+                told("LoRA", "AdaptFormer", on_scans),
+                ablation.scans,
+            ),
+            _Claim(
+                "on CT and MR LoRA loses to the baseline",
+                Setting(BASELINE),
+                both,
+                told(BASELINE, "LoRA", on_scans),
+                ablation.scans,
+            ),
+        ]
     return claims
 
 
@@ -133,8 +149,10 @@ def _on_cost(
     conditions = [{_conditions(cost) for cost in ablation.costs(s)} for s in settings]
     if not (alike := set.intersection(*conditions)):
         return text, "not told", "", "no verdict: trained on other devices, or with another precision or batch"
-    ours, theirs = ([m for cost in ablation.costs(s) if _conditions(cost) in alike
-                     and (m := measure(cost)) is not None] for s in settings)  # fmt: skip
+    ours, theirs = (
+        [m for cost in ablation.costs(s) if _conditions(cost) in alike and (m := measure(cost)) is not None]
+        for s in settings
+    )
     if not ours or not theirs:
         return text, "not told", "", "no verdict: benchmarks/tuning.py measures it on any machine"
     ratio = median(theirs) / median(ours)

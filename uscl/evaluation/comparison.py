@@ -112,9 +112,15 @@ def _lines(
                 taken = fmean(row.points for row in rows) if rows else clicks
                 # The whole reason, which may be a long address, once a line.
                 reason = absent if place == 0 else absent.partition(":")[0]
-                figures.append(Figure(estimate(found) if found else None, own, absent=reason,
-                                      points=None if taken == clicks else taken,
-                                      missed=sum(isinf(row.hd95) for row in rows)))  # fmt: skip
+                figures.append(
+                    Figure(
+                        estimate(found) if found else None,
+                        own,
+                        absent=reason,
+                        points=None if taken == clicks else taken,
+                        missed=sum(isinf(row.hd95) for row in rows),
+                    )
+                )
             unfound = setting in missing and clicks in paper.POINTS
             if unfound or any(figure.here or figure.paper is not None for figure in figures):
                 lines.append((name, str(clicks), *figures))
@@ -126,8 +132,10 @@ def _note(
 ) -> str:
     """What the figures are of, by which protocol, and of how many objects."""
     protocols = {name: run.protocols[name] for run in ablation.runs for name in data_sets if run.protocols.get(name)}
-    told = [f"{words[0].upper()}{words[1:]} ({', '.join(name for name in data_sets if protocols.get(name) == words)})."
-            for words in dict.fromkeys(protocols.values())]  # fmt: skip
+    told = [
+        f"{words[0].upper()}{words[1:]} ({', '.join(name for name in data_sets if protocols.get(name) == words)})."
+        for words in dict.fromkeys(protocols.values())
+    ]
     sizes = []
     for column, *figures in zip(columns, *(line[2:] for line in lines), strict=True):
         found = [figure.here for figure in figures if isinstance(figure, Figure) and figure.here]
@@ -146,8 +154,17 @@ def differences_table(ablation: Ablation) -> ReportTable:
             if pairs:
                 found = estimate(pairs)
                 shown = Figure(found, difference=True)
-                lines.append((name, data_set, str(shown), p_text(signed_rank(pairs)), str(found.n),
-                              str(found.patients), str(max(found.seeds, 1))))  # fmt: skip
+                lines.append(
+                    (
+                        name,
+                        data_set,
+                        str(shown),
+                        p_text(signed_rank(pairs)),
+                        str(found.n),
+                        str(found.patients),
+                        str(max(found.seeds, 1)),
+                    )
+                )
     title = f"{described(ablation.main)} minus the others at {ablation.at}"
     note = (
         "Points of Dice, paired by object and seed, mean over classes [95 % bootstrap interval over patients and "
@@ -169,8 +186,10 @@ def reach_table(ablation: Ablation, goals: Sequence[float] = (0.8, 0.9)) -> Repo
                 firsts = [next((n for n, dice in some if dice >= goal), None) for some in tries]
                 most = max((some[-1][0] for some in tries), default=0)
                 never = sum(first is None for first in firsts)
-                cells += [f"{fmean(most if first is None else first for first in firsts):.1f}" if firsts else "",
-                          f"{never} of {len(firsts)}"]  # fmt: skip
+                cells += [
+                    f"{fmean(most if first is None else first for first in firsts):.1f}" if firsts else "",
+                    f"{never} of {len(firsts)}",
+                ]
             if tries:
                 lines.append((name, data_set, *cells))
     told = "; ".join(f"{', '.join(map(str, sorted(counts)))} clicks ({name})" for name, counts in scored.items())
@@ -205,9 +224,16 @@ def failures_table(ablation: Ablation, count: int = 10) -> ReportTable:
     lines: list[tuple[str | Figure, ...]] = []
     for (data_set, case, class_name), rows in found[:count]:
         hd95, volume = fmean(row.hd95 for row in rows), fmean(row.volume_error for row in rows)
-        lines.append((case, class_name, data_set, f"{100 * fmean(row.dice for row in rows):.1f}",
-                      "missed" if isinf(hd95) else f"{hd95:.1f}",
-                      "not measured" if isnan(volume) else f"{100 * volume:+.0f} %"))  # fmt: skip
+        lines.append(
+            (
+                case,
+                class_name,
+                data_set,
+                f"{100 * fmean(row.dice for row in rows):.1f}",
+                "missed" if isinf(hd95) else f"{hd95:.1f}",
+                "not measured" if isnan(volume) else f"{100 * volume:+.0f} %",
+            )
+        )
     title = f"The {len(lines)} worst of {len(found)} objects at {ablation.at}, {described(setting)}"
     head = ("case", "class", "data set", "Dice", "HD95, mm", "volume error")
     note = (

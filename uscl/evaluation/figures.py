@@ -136,9 +136,16 @@ def save_slices(path: Path, panels: Sequence[Panel]) -> None:
         if panel.reference is not None:
             arrays[f"{number}/reference"] = panel.reference
         arrays |= {f"{number}/{count}": mask for count, mask in panel.predictions.items()}
-        lines.append({"title": panel.title, "clicks": panel.clicks, "pixel_mm": panel.pixel_mm,
-                      "dice": list(panel.dice.items()), "counts": list(panel.predictions),
-                      "measured": panel.measured})  # fmt: skip
+        lines.append(
+            {
+                "title": panel.title,
+                "clicks": panel.clicks,
+                "pixel_mm": panel.pixel_mm,
+                "dice": list(panel.dice.items()),
+                "counts": list(panel.predictions),
+                "measured": panel.measured,
+            }
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, allow_pickle=False, panels=np.array(json.dumps(lines)), **arrays)
 

@@ -66,8 +66,10 @@ def _picture(title: str, picture: bytes) -> str:
 
 def _section(table: ReportTable) -> str:
     doubled = [any(isinstance(line[i], Figure) for line in table.lines) for i in range(len(table.head))]
-    head = "".join(f'<th colspan="2">{escape(name)}</th>' if two else f"<th>{escape(name)}</th>"
-                   for name, two in zip(table.head, doubled, strict=True))  # fmt: skip
+    head = "".join(
+        f'<th colspan="2">{escape(name)}</th>' if two else f"<th>{escape(name)}</th>"
+        for name, two in zip(table.head, doubled, strict=True)
+    )
     below = "".join('<th>here</th><th class="paper">paper</th>' if two else "<th></th>" for two in doubled)
     under = f"<tr>{below}</tr>" if any(doubled) else ""
     rows = []

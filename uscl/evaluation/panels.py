@@ -146,7 +146,14 @@ def _scale(axis: Axes, panel: Panel) -> None:
     width = panel.image.shape[1]
     length = max((mm for mm in _BARS_MM if mm / panel.pixel_mm[0] <= width / 3), default=_BARS_MM[0])
     end, y = 0.95 * width, 0.95 * panel.image.shape[0]
-    axis.plot((end - length / panel.pixel_mm[0], end), (y, y), color="white", linewidth=2, solid_capstyle="butt",
-              path_effects=[Stroke(linewidth=3.5, foreground="black"), Normal()])  # fmt: skip
-    axis.text(end, y - 0.02 * panel.image.shape[0], f"{length} mm", color="white", size=6, ha="right",
-              path_effects=_HALO)  # fmt: skip
+    axis.plot(
+        (end - length / panel.pixel_mm[0], end),
+        (y, y),
+        color="white",
+        linewidth=2,
+        solid_capstyle="butt",
+        path_effects=[Stroke(linewidth=3.5, foreground="black"), Normal()],
+    )
+    axis.text(
+        end, y - 0.02 * panel.image.shape[0], f"{length} mm", color="white", size=6, ha="right", path_effects=_HALO
+    )

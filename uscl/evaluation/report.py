@@ -120,16 +120,34 @@ def latex(table: ReportTable) -> str:
     head, lines = table.text()
     rows = [" & ".join(map(_escaped, line)) + r" \\" for line in [head, *lines]]
     caption = _escaped(f"{table.title}. {table.note}".strip())
-    return "\n".join([
-        r"\begin{table}", r"  \centering", rf"  \caption{{{caption}}}", rf"  \label{{tab:{table.name}}}",
-        rf"  \begin{{tabular}}{{{'l' * len(head)}}}", r"    \toprule", f"    {rows[0]}", r"    \midrule",
-        *(f"    {row}" for row in rows[1:]), r"    \bottomrule", r"  \end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{caption}}}",
+            rf"  \label{{tab:{table.name}}}",
+            rf"  \begin{{tabular}}{{{'l' * len(head)}}}",
+            r"    \toprule",
+            f"    {rows[0]}",
+            r"    \midrule",
+            *(f"    {row}" for row in rows[1:]),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 # Brackets after a line break would be taken for its optional argument.
-_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}", "]": "{]}",
-            **{character: rf"\{character}" for character in "&%$#_{}"}}  # fmt: skip
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "[": "{[}",
+    "]": "{]}",
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+}
 
 
 def _escaped(text: str) -> str:

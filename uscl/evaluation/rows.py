@@ -10,9 +10,20 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 COLUMNS = (
-    "data set", "case", "class", "method", "clicks", "dice", "nsd", "hd95", "seconds", "patient", "weights",
-    "points", "volume error",
-)  # fmt: skip
+    "data set",
+    "case",
+    "class",
+    "method",
+    "clicks",
+    "dice",
+    "nsd",
+    "hd95",
+    "seconds",
+    "patient",
+    "weights",
+    "points",
+    "volume error",
+)
 
 
 @dataclass(frozen=True)
@@ -107,5 +118,18 @@ def read_rows(path: Path) -> list[ResultRow]:
 
 def _row(line: list[str]) -> ResultRow:
     data_set, case, name, method, clicks, dice, nsd, hd95, seconds, patient, weights, points, volume_error = line
-    return ResultRow(data_set, case, name, method, int(clicks), float(dice), float(nsd), float(hd95), float(seconds),
-                     patient, weights, int(points), float(volume_error))  # fmt: skip
+    return ResultRow(
+        data_set,
+        case,
+        name,
+        method,
+        int(clicks),
+        float(dice),
+        float(nsd),
+        float(hd95),
+        float(seconds),
+        patient,
+        weights,
+        int(points),
+        float(volume_error),
+    )

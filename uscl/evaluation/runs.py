@@ -98,8 +98,9 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
             if run is not None and run.folder not in {other.folder for other in found}:
                 found.append(run)
     if not any(run.rows for run in found):
-        raise InputError(f"{', '.join(map(str, paths))}: no finished run with rows; run `uscl test`, or `uscl "
-                         "fit` with --test_with")  # fmt: skip
+        raise InputError(
+            f"{', '.join(map(str, paths))}: no finished run with rows; run `uscl test`, or `uscl fit` with --test_with"
+        )
     _check(found)
     return found
 
@@ -117,16 +118,25 @@ def is_scan(data_set: str) -> bool:
 
 def samples(runs: Iterable[Run], setting: Setting, data_set: str, clicks: int) -> list[Sample]:
     """The Dice of all objects of a data set, over all seeds of a setting."""
-    return [sample for run in runs if run.setting == setting
-            for sample in samples_of(run.rows.get(data_set, []), clicks, run.seed)]  # fmt: skip
+    return [
+        sample
+        for run in runs
+        if run.setting == setting
+        for sample in samples_of(run.rows.get(data_set, []), clicks, run.seed)
+    ]
 
 
 def rows_behind(
     runs: Iterable[Run], setting: Setting, data_set: str, clicks: int, class_name: str | None = None
 ) -> list[ResultRow]:
     """The rows that a figure is made from, over all seeds of a setting; class None takes all."""
-    return [row for run in runs if run.setting == setting for row in run.rows.get(data_set, [])
-            if row.clicks == clicks and class_name in (None, row.class_name)]  # fmt: skip
+    return [
+        row
+        for run in runs
+        if run.setting == setting
+        for row in run.rows.get(data_set, [])
+        if row.clicks == clicks and class_name in (None, row.class_name)
+    ]
 
 
 def _read_run(folder: Path) -> Run | None:
@@ -191,8 +201,10 @@ def _run(folder: Path, training: Path | None, config: dict[str, Any], files: Seq
         protocol = _protocol(file.parent)
         for row in read_rows(file):
             if tests.get(row.data_set, file.parent) != file.parent:
-                raise _TestedTwiceError(f"{file.parent} and {tests[row.data_set]}: both tested on {row.data_set}; a "
-                                        "report tells one test of a data set, so take one away")  # fmt: skip
+                raise _TestedTwiceError(
+                    f"{file.parent} and {tests[row.data_set]}: both tested on {row.data_set}; a "
+                    "report tells one test of a data set, so take one away"
+                )
             rows.setdefault(row.data_set, []).append(row)
             tests[row.data_set], protocols[row.data_set] = file.parent, protocol
     weights = next((row.weights for some in rows.values() for row in some), "")
@@ -237,8 +249,9 @@ def _setting(options: dict[str, Any], training: Path) -> Setting:
         parts = adapter["tuning"]
         chosen = next(iter(parts.values()))
         rank = chosen["rank"] if chosen["method"] == "LoRA" else 0
-        return Setting(chosen["method"], "both" if len(parts) > 1 else next(iter(parts)), rank,
-                       adapter["method"] == "USCL-Med3D")  # fmt: skip
+        return Setting(
+            chosen["method"], "both" if len(parts) > 1 else next(iter(parts)), rank, adapter["method"] == "USCL-Med3D"
+        )
     tuning = options["tuning"]
     method, chosen = tuning["class_path"].rsplit(".", 1)[-1], tuning["init_args"]
     rank = chosen["rank"] if method == "LoRA" else 0
@@ -256,8 +269,15 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     for name in ("vcl_adapter", "seed", "method", *of_tests):
         model.pop(name, None)
     data.pop("seed", None)
-    kept = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "gradient_clip_val",
-            "precision", "devices")  # fmt: skip
+    kept = (
+        "max_epochs",
+        "max_steps",
+        "limit_train_batches",
+        "accumulate_grad_batches",
+        "gradient_clip_val",
+        "precision",
+        "devices",
+    )
     trainer = {name: config["trainer"].get(name) for name in kept}
     return json.dumps([model, data, trainer], sort_keys=True, default=str), json.dumps(tuning, sort_keys=True)
 
@@ -268,22 +288,27 @@ def _check(runs: Sequence[Run]) -> None:
         for name in run.rows:
             key = (run.setting, run.seed, name)
             if key in seen:
-                raise InputError(f"{run.folder}: has settings, seed and data set ({name}) of {seen[key]}; give one of "
-                                 "them")  # fmt: skip
+                raise InputError(
+                    f"{run.folder}: has settings, seed and data set ({name}) of {seen[key]}; give one of them"
+                )
             seen[key] = run.folder
     followed: dict[str, Run] = {}
     for run in runs:
         for name, protocol in run.protocols.items():
             other = followed.setdefault(name, run) if protocol else run
             if other.protocols[name] != protocol:
-                raise InputError(f"{run.tests[name]} and {other.tests[name]}: tested on {name} by protocols whose "
-                                 f"figures must not be compared ({protocol}; {other.protocols[name]}); report on them "
-                                 "apart")  # fmt: skip
+                raise InputError(
+                    f"{run.tests[name]} and {other.tests[name]}: tested on {name} by protocols whose "
+                    f"figures must not be compared ({protocol}; {other.protocols[name]}); report on them "
+                    "apart"
+                )
     for setting in {run.setting for run in runs}:
         own = [run for run in runs if run.setting == setting]
         if len({run.others for run in own}) > 1:
-            raise InputError(f"{own[0].folder} and {own[-1].folder}: tune in the same way, but differ in data, clicks, "
-                             "optimiser or length; report on them apart")  # fmt: skip
+            raise InputError(
+                f"{own[0].folder} and {own[-1].folder}: tune in the same way, but differ in data, clicks, "
+                "optimiser or length; report on them apart"
+            )
     if len({run.others[0] for run in runs if run.seed is not None}) > 1:
         log.warning("The trainings differ in data, clicks, optimiser or length besides what the tables tell apart")
     ours = [run for run in runs if run.seed is not None or run.setting == Setting(BASELINE)]

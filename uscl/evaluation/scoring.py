@@ -74,9 +74,14 @@ class Scoring(Callback):
             log.info("Going on with a test that was killed: %d objects have been tested", len(whole))
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Scores the masks of one object."""
         rows: list[ResultRow] = []
         dice: dict[int, float] = {}
@@ -114,9 +119,13 @@ class Scoring(Callback):
             append_rows(folder / _PARTIAL.format(trainer.global_rank), rows)
 
     def _keep_slice(
-        self, trainer: Trainer, batch: Any, steps: list[RolloutStep], predictions: dict[int, NDArray[np.bool_]],
+        self,
+        trainer: Trainer,
+        batch: Any,
+        steps: list[RolloutStep],
+        predictions: dict[int, NDArray[np.bool_]],
         dice: dict[int, float],
-    ) -> None:  # fmt: skip
+    ) -> None:
         panel = make_panel(
             f"{batch['case']} {batch['class_name']}",
             batch["image"][0, 0].float().cpu().numpy(),

@@ -58,8 +58,11 @@ class Estimate:
 
 def samples_of(rows: Iterable[ResultRow], clicks: int, seed: int | None = None) -> list[Sample]:
     """The Dice of rows at one number of clicks; objects without any voxel to find are left out."""
-    return [Sample(row.class_name, row.patient, seed, row.case, row.dice) for row in rows
-            if row.clicks == clicks and not isnan(row.dice)]  # fmt: skip
+    return [
+        Sample(row.class_name, row.patient, seed, row.case, row.dice)
+        for row in rows
+        if row.clicks == clicks and not isnan(row.dice)
+    ]
 
 
 def differences(ours: Sequence[Sample], theirs: Sequence[Sample]) -> list[Sample]:

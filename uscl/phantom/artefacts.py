@@ -18,9 +18,17 @@ def fascia(streaks: Tensor, strength: float) -> Tensor:
 
 
 def reverberate(
-    real: Tensor, imaginary: Tensor, ids: Tensor, gel: Tensor, lost: Tensor, machine: Machine, lateral: Tensor,
-    seed: int, frames: range, total: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    real: Tensor,
+    imaginary: Tensor,
+    ids: Tensor,
+    gel: Tensor,
+    lost: Tensor,
+    machine: Machine,
+    lateral: Tensor,
+    seed: int,
+    frames: range,
+    total: int,
+) -> tuple[Tensor, Tensor]:
     """Fills the shadow below the first gas of each beam.
 
     Under a shallow pleura the near field comes back at multiples of its depth, the pleura itself as sharp lines

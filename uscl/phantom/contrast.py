@@ -19,11 +19,21 @@ from uscl.phantom.worlds import World
 
 _S = Structure
 _ALIKE: tuple[tuple[Structure, ...], ...] = (
-    KIDNEYS, (_S.LIVER, _S.LIVER_VESSEL), (_S.LUNG_RIGHT, _S.LUNG_LEFT), (_S.VERTEBRA, _S.RIB), (_S.SKIN, _S.MUSCLE),
-    (_S.FAT, _S.VISCERAL_FAT), (_S.STOMACH, _S.DUODENUM, _S.BOWEL), (_S.AORTA, _S.VENA_CAVA, _S.PORTAL_VEIN),
-    (_S.ADRENAL_RIGHT, _S.ADRENAL_LEFT), (_S.STOMACH_GAS, _S.BOWEL_GAS), (_S.EFFUSION, _S.SEPTUM),
-    (_S.GREY_MATTER, _S.DEEP_GREY_MATTER), (_S.CSF, _S.VENTRICLE), (_S.OEDEMA, _S.TUMOUR_CORE, _S.TUMOUR_RIM),
-)  # fmt: skip
+    KIDNEYS,
+    (_S.LIVER, _S.LIVER_VESSEL),
+    (_S.LUNG_RIGHT, _S.LUNG_LEFT),
+    (_S.VERTEBRA, _S.RIB),
+    (_S.SKIN, _S.MUSCLE),
+    (_S.FAT, _S.VISCERAL_FAT),
+    (_S.STOMACH, _S.DUODENUM, _S.BOWEL),
+    (_S.AORTA, _S.VENA_CAVA, _S.PORTAL_VEIN),
+    (_S.ADRENAL_RIGHT, _S.ADRENAL_LEFT),
+    (_S.STOMACH_GAS, _S.BOWEL_GAS),
+    (_S.EFFUSION, _S.SEPTUM),
+    (_S.GREY_MATTER, _S.DEEP_GREY_MATTER),
+    (_S.CSF, _S.VENTRICLE),
+    (_S.OEDEMA, _S.TUMOUR_CORE, _S.TUMOUR_RIM),
+)
 """Parts of one thing: in random contrasts they mostly look much the same."""
 
 

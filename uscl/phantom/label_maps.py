@@ -42,21 +42,42 @@ _COMMON = {
 LABEL_MAPS: dict[LabelMap, dict[int, Structure]] = {
     "btcv": _COMMON
     | {
-        5: Structure.OESOPHAGUS, 6: Structure.LIVER, 7: Structure.STOMACH, 8: Structure.AORTA, 9: Structure.VENA_CAVA,
-        10: Structure.PORTAL_VEIN, 11: Structure.PANCREAS, 12: Structure.ADRENAL_RIGHT, 13: Structure.ADRENAL_LEFT,
+        5: Structure.OESOPHAGUS,
+        6: Structure.LIVER,
+        7: Structure.STOMACH,
+        8: Structure.AORTA,
+        9: Structure.VENA_CAVA,
+        10: Structure.PORTAL_VEIN,
+        11: Structure.PANCREAS,
+        12: Structure.ADRENAL_RIGHT,
+        13: Structure.ADRENAL_LEFT,
     },
     "amos": _COMMON
     | {
-        5: Structure.OESOPHAGUS, 6: Structure.LIVER, 7: Structure.STOMACH, 8: Structure.AORTA, 9: Structure.VENA_CAVA,
-        10: Structure.PANCREAS, 11: Structure.ADRENAL_RIGHT, 12: Structure.ADRENAL_LEFT, 13: Structure.DUODENUM,
+        5: Structure.OESOPHAGUS,
+        6: Structure.LIVER,
+        7: Structure.STOMACH,
+        8: Structure.AORTA,
+        9: Structure.VENA_CAVA,
+        10: Structure.PANCREAS,
+        11: Structure.ADRENAL_RIGHT,
+        12: Structure.ADRENAL_LEFT,
+        13: Structure.DUODENUM,
     },
     "totalsegmentator": _COMMON
     | {
-        5: Structure.LIVER, 6: Structure.STOMACH, 7: Structure.PANCREAS, 8: Structure.ADRENAL_RIGHT,
-        9: Structure.ADRENAL_LEFT, 15: Structure.OESOPHAGUS, 19: Structure.DUODENUM, 52: Structure.AORTA,
-        63: Structure.VENA_CAVA, 64: Structure.PORTAL_VEIN,
+        5: Structure.LIVER,
+        6: Structure.STOMACH,
+        7: Structure.PANCREAS,
+        8: Structure.ADRENAL_RIGHT,
+        9: Structure.ADRENAL_LEFT,
+        15: Structure.OESOPHAGUS,
+        19: Structure.DUODENUM,
+        52: Structure.AORTA,
+        63: Structure.VENA_CAVA,
+        64: Structure.PORTAL_VEIN,
     },
-}  # fmt: skip
+}
 """Organs that are taken over, by the ids of each map; everything else in a map is left out."""
 
 _NEEDED = (Structure.LIVER, Structure.SPLEEN)

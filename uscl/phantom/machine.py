@@ -154,19 +154,37 @@ MACHINES: dict[str, MachineModel] = {
     "any": MachineModel(),
     # A handheld probe: low frequency, wide beams, little dynamic range, strong smoothing.
     "handheld": MachineModel(
-        frequency=(2.0, 3.0), dynamic_range=(45.0, 54.0), gain=(-8.0, 2.0), gamma=(1.2, 1.7), cycles=(2.5, 3.2),
-        beam_width=(2.0, 2.8), slice_width=(4.0, 5.5), smoothing=(1.2, 2.0), clutter=(-28.0, -22.0),
+        frequency=(2.0, 3.0),
+        dynamic_range=(45.0, 54.0),
+        gain=(-8.0, 2.0),
+        gamma=(1.2, 1.7),
+        cycles=(2.5, 3.2),
+        beam_width=(2.0, 2.8),
+        slice_width=(4.0, 5.5),
+        smoothing=(1.2, 2.0),
+        clutter=(-28.0, -22.0),
     ),
     # A cart of some years' age.
     "cart": MachineModel(
-        frequency=(3.0, 4.0), dynamic_range=(56.0, 64.0), gain=(-12.0, 0.0), gamma=(0.95, 1.3), smoothing=(0.3, 1.0),
+        frequency=(3.0, 4.0),
+        dynamic_range=(56.0, 64.0),
+        gain=(-12.0, 0.0),
+        gamma=(0.95, 1.3),
+        smoothing=(0.3, 1.0),
     ),
     # A recent high-end cart: high frequency, narrow beams, wide dynamic range.
     "high-end": MachineModel(
-        frequency=(4.0, 5.5), dynamic_range=(64.0, 74.0), gain=(-14.0, -4.0), gamma=(0.9, 1.2), cycles=(1.4, 1.9),
-        beam_width=(0.9, 1.3), slice_width=(2.5, 3.2), smoothing=(0.5, 1.2), clutter=(-44.0, -36.0),
+        frequency=(4.0, 5.5),
+        dynamic_range=(64.0, 74.0),
+        gain=(-14.0, -4.0),
+        gamma=(0.9, 1.2),
+        cycles=(1.4, 1.9),
+        beam_width=(0.9, 1.3),
+        slice_width=(2.5, 3.2),
+        smoothing=(0.5, 1.2),
+        clutter=(-44.0, -36.0),
     ),
-}  # fmt: skip
+}
 """Presets for studying how a model carries over from one kind of machine to another."""
 
 

@@ -89,9 +89,16 @@ class RenderedPatches(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, torsos: tuple[Path, ...], heads: tuple[Path, ...], preprocessing: Preprocessing, objects: int,
-        curriculum: Curriculum, seed: int, uses: int = 1, device: torch.device | str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        torsos: tuple[Path, ...],
+        heads: tuple[Path, ...],
+        preprocessing: Preprocessing,
+        objects: int,
+        curriculum: Curriculum,
+        seed: int,
+        uses: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.torsos, self.heads = torsos, heads
         self.preprocessing, self.objects, self.curriculum, self.seed = preprocessing, objects, curriculum, seed
         self.uses, self.device = uses, torch.device(device)
@@ -144,8 +151,10 @@ class RenderedPatches(Dataset[dict[str, Any]]):
             if names:
                 shown = _z_score(render(world, random), self.preprocessing.normalisation == "z_score_positive")
                 return _Rendered(world, names, shown.half())
-        raise InputError(f"data: no object of {smallest:.1f} ml or more in {ATTEMPTS} patches of "
-                         f"{self.preprocessing.patch_size} voxels; lower curriculum.smallest_ml")  # fmt: skip
+        raise InputError(
+            f"data: no object of {smallest:.1f} ml or more in {ATTEMPTS} patches of "
+            f"{self.preprocessing.patch_size} voxels; lower curriculum.smallest_ml"
+        )
 
     def _world(self, random: np.random.Generator, shapes: float) -> World:
         size, spacing = self.preprocessing.patch_size, self.preprocessing.spacing[0]
@@ -199,8 +208,10 @@ def build_anatomies(folder: Path, torsos: int, heads: int, seed: int, workers: i
         Files of torsos and of heads.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {kind: [folder / f"{kind}_{seed}_{n:05d}.npz" for n in range(count)]
-             for kind, count in (("torso", torsos), ("head", heads))}  # fmt: skip
+    files = {
+        kind: [folder / f"{kind}_{seed}_{n:05d}.npz" for n in range(count)]
+        for kind, count in (("torso", torsos), ("head", heads))
+    }
     missing = [(file, kind, seed, n) for kind in files for n, file in enumerate(files[kind]) if not file.is_file()]
     if missing:
         with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
@@ -254,11 +265,15 @@ class PretrainDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if min(torsos, heads, objects, batch_size, uses, val_patches) < 1 or patches_per_epoch < batch_size:
-            raise InputError("data: torsos, heads, objects, batch_size, uses and val_patches must be at least 1, and "
-                             "patches_per_epoch at least batch_size")  # fmt: skip
+            raise InputError(
+                "data: torsos, heads, objects, batch_size, uses and val_patches must be at least 1, and "
+                "patches_per_epoch at least batch_size"
+            )
         if len(set(preprocessing.spacing)) != 1:
-            raise InputError("data: rendered patches are cubes of cubes; preprocessing.spacing must be the same along "
-                             f"every axis, found {list(preprocessing.spacing)}")  # fmt: skip
+            raise InputError(
+                "data: rendered patches are cubes of cubes; preprocessing.spacing must be the same along "
+                f"every axis, found {list(preprocessing.spacing)}"
+            )
         self.root, self.torsos, self.heads, self.seed = root, torsos, heads, run_seed(seed)
         self.preprocessing, self.curriculum, self.objects = preprocessing, curriculum, objects
         self.batch_size, self.uses, self.patches_per_epoch = batch_size, uses, patches_per_epoch
@@ -273,11 +288,18 @@ class PretrainDataModule(LightningDataModule):
         """Patches of the epoch, shared out by process."""
         trainer = cast(Trainer, self.trainer)
         device, workers = self._renderers()
-        patches = RenderedPatches(*self._anatomies(False), self.preprocessing, self.objects, self.curriculum,
-                                  self.seed, self.uses, device)  # fmt: skip
+        patches = RenderedPatches(
+            *self._anatomies(False), self.preprocessing, self.objects, self.curriculum, self.seed, self.uses, device
+        )
         sampler = PatchNumbers(self.patches_per_epoch, trainer.global_rank, trainer.world_size)
-        return DataLoader(patches, self.batch_size, sampler=sampler, num_workers=workers, drop_last=True,
-                          persistent_workers=workers > 0)  # fmt: skip
+        return DataLoader(
+            patches,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            drop_last=True,
+            persistent_workers=workers > 0,
+        )
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Patches of anatomies that training never meets, at the end of the curriculum, with one object each."""

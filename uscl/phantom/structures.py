@@ -143,9 +143,13 @@ GASES = (Structure.LUNG_RIGHT, Structure.LUNG_LEFT, Structure.STOMACH_GAS, Struc
 FLUIDS = (Structure.EFFUSION, Structure.ASCITES)
 WALL = (Structure.SKIN, Structure.FAT, Structure.MUSCLE)
 KIDNEYS = (
-    Structure.KIDNEY_RIGHT, Structure.KIDNEY_LEFT, Structure.SINUS_RIGHT, Structure.SINUS_LEFT,
-    Structure.PYRAMID_RIGHT, Structure.PYRAMID_LEFT,
-)  # fmt: skip
+    Structure.KIDNEY_RIGHT,
+    Structure.KIDNEY_LEFT,
+    Structure.SINUS_RIGHT,
+    Structure.SINUS_LEFT,
+    Structure.PYRAMID_RIGHT,
+    Structure.PYRAMID_LEFT,
+)
 
 # The five targets of the paper (section 3.1, table 1), under the names its tables use. Septa belong to the fluid they
 # cross, vessels to the liver, sinus and pyramids to the kidney, as an annotator would outline them.

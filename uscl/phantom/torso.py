@@ -100,10 +100,13 @@ def build_torso(seed: int, pathology: Pathology) -> TorsoAnatomy:
     origin = (-(shape[0] - 1) / 2 * VOXEL, -(shape[1] - 1) / 2 * VOXEL, -260.0)
     canvas = Canvas(shape, origin, random)
     drawn: dict[str, Any] = {
-        "seed": seed, "half_width_mm": trunk.half_width, "half_depth_mm": trunk.half_depth,
-        "effusion_ml": dict(pathology.effusion_ml), "ascites_mm": pathology.ascites_mm,
+        "seed": seed,
+        "half_width_mm": trunk.half_width,
+        "half_depth_mm": trunk.half_depth,
+        "effusion_ml": dict(pathology.effusion_ml),
+        "ascites_mm": pathology.ascites_mm,
         "complex_effusion": pathology.complex_effusion,
-    }  # fmt: skip
+    }
     depth = paint_wall(canvas, trunk, drawn)
     dome = _diaphragm_height(canvas, trunk)
     belly = (depth > 0) & (canvas.z < dome - 2)
@@ -327,9 +330,10 @@ def _kidney(canvas: Canvas, side: Side, belly: Array, trunk: Trunk, drawn: dict[
     kidney, sinus, pyramid = (Structure[f"{name}_{side.upper()}"] for name in names)
     length, width, thick = random.uniform(96, 130), random.uniform(52, 66), random.uniform(45, 57)
     centre = (
-        sign * random.uniform(62, 76), 0.34 * trunk.half_depth + random.uniform(-6, 8),
+        sign * random.uniform(62, 76),
+        0.34 * trunk.half_depth + random.uniform(-6, 8),
         random.uniform(-150, -130) - (12 if side == "right" else 0),
-    )  # fmt: skip
+    )
     lean, tip = random.uniform(0.15, 0.3), random.uniform(0.05, 0.2)
     box = canvas.box(centre, 0.75 * length)
     dx, dy, dz = canvas.offsets(centre, box)

@@ -194,9 +194,7 @@ def _look_up(values: dict[Structure, float], ids: Tensor) -> Tensor:
     return torch.from_numpy(lookup_table(values, 0.0, np.float32)).to(ids.device)[ids]
 
 
-def _scatterers(
-    pose: Pose, machine: Machine, seed: int, part: str, frames: range, device: torch.device
-) -> Tensor:  # fmt: skip
+def _scatterers(pose: Pose, machine: Machine, seed: int, part: str, frames: range, device: torch.device) -> Tensor:
     """White noise of unit variance, correlated between frames over the width of the slice along the travelled path."""
     sigma = machine.slice_width / _FWHM
     path = pose.path[frames.start : frames.stop]
@@ -210,9 +208,14 @@ def _scatterers(
 
 
 def _slow_noise(
-    pose: Pose, machine: Machine, seed: int, name: str, scales: tuple[float, float, float], frames: range,
+    pose: Pose,
+    machine: Machine,
+    seed: int,
+    name: str,
+    scales: tuple[float, float, float],
+    frames: range,
     device: torch.device,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Smooth noise of about unit variance with features of so many frames, beams and samples."""
     whole = (len(pose.origin), machine.beams, machine.samples)
     coarse = [ceil(n / scale) + 2 for n, scale in zip(whole, scales, strict=True)]

@@ -20,21 +20,39 @@ from uscl.phantom.structures import KIDNEYS, STRUCTURES, Structure
 
 _S = Structure
 TORSO_OBJECTS: dict[str, tuple[Structure, ...]] = {
-    "liver": (_S.LIVER, _S.LIVER_VESSEL), "spleen": (_S.SPLEEN,), "right kidney": KIDNEYS[::2],
-    "left kidney": KIDNEYS[1::2], "gallbladder": (_S.GALLBLADDER,), "stomach": (_S.STOMACH, _S.STOMACH_GAS),
-    "duodenum": (_S.DUODENUM,), "aorta": (_S.AORTA,), "inferior vena cava": (_S.VENA_CAVA,),
-    "pancreas": (_S.PANCREAS,), "oesophagus": (_S.OESOPHAGUS,), "heart": (_S.HEART,), "right lung": (_S.LUNG_RIGHT,),
-    "left lung": (_S.LUNG_LEFT,), "spine": (_S.VERTEBRA, _S.DISC), "effusion": (_S.EFFUSION, _S.SEPTUM),
-    "ascites": (_S.ASCITES,), "collapsed lung": (_S.ATELECTASIS,), "bowel": (_S.BOWEL, _S.BOWEL_GAS),
-}  # fmt: skip
+    "liver": (_S.LIVER, _S.LIVER_VESSEL),
+    "spleen": (_S.SPLEEN,),
+    "right kidney": KIDNEYS[::2],
+    "left kidney": KIDNEYS[1::2],
+    "gallbladder": (_S.GALLBLADDER,),
+    "stomach": (_S.STOMACH, _S.STOMACH_GAS),
+    "duodenum": (_S.DUODENUM,),
+    "aorta": (_S.AORTA,),
+    "inferior vena cava": (_S.VENA_CAVA,),
+    "pancreas": (_S.PANCREAS,),
+    "oesophagus": (_S.OESOPHAGUS,),
+    "heart": (_S.HEART,),
+    "right lung": (_S.LUNG_RIGHT,),
+    "left lung": (_S.LUNG_LEFT,),
+    "spine": (_S.VERTEBRA, _S.DISC),
+    "effusion": (_S.EFFUSION, _S.SEPTUM),
+    "ascites": (_S.ASCITES,),
+    "collapsed lung": (_S.ATELECTASIS,),
+    "bowel": (_S.BOWEL, _S.BOWEL_GAS),
+}
 """What is annotated in abdominal scans."""
 _TUMOUR = (_S.OEDEMA, _S.TUMOUR_CORE, _S.TUMOUR_RIM)
 HEAD_OBJECTS: dict[str, tuple[Structure, ...]] = {
-    "whole tumour": _TUMOUR, "tumour core": _TUMOUR[1:], "enhancing tumour": _TUMOUR[2:], "necrosis": _TUMOUR[1:2],
-    "oedema": _TUMOUR[:1], "ventricles": (_S.VENTRICLE,), "white matter": (_S.WHITE_MATTER,),
+    "whole tumour": _TUMOUR,
+    "tumour core": _TUMOUR[1:],
+    "enhancing tumour": _TUMOUR[2:],
+    "necrosis": _TUMOUR[1:2],
+    "oedema": _TUMOUR[:1],
+    "ventricles": (_S.VENTRICLE,),
+    "white matter": (_S.WHITE_MATTER,),
     "deep grey matter": (_S.DEEP_GREY_MATTER,),
     "brain": (_S.GREY_MATTER, _S.WHITE_MATTER, _S.DEEP_GREY_MATTER, _S.VENTRICLE, *_TUMOUR),
-}  # fmt: skip
+}
 """What is annotated in scans of heads."""
 
 
@@ -69,9 +87,13 @@ def members(objects: Mapping[str, tuple[Structure, ...]]) -> dict[str, NDArray[n
 
 
 def body_world(
-    ids: Tensor, voxel: float, objects: dict[str, NDArray[np.bool_]], random: np.random.Generator,
-    size: int = 128, spacing: float = 1.5,
-) -> World:  # fmt: skip
+    ids: Tensor,
+    voxel: float,
+    objects: dict[str, NDArray[np.bool_]],
+    random: np.random.Generator,
+    size: int = 128,
+    spacing: float = 1.5,
+) -> World:
     """A deformed patch of a torso or head.
 
     Half of the patches are centred on an object, the others on any voxel of the body: a model must not learn that
@@ -105,9 +127,7 @@ def body_world(
     return World(structure, objects, True, middle)
 
 
-def _deformed(
-    ids: Tensor, centre: NDArray[np.float64], step: float, size: int, random: np.random.Generator
-) -> Tensor:  # fmt: skip
+def _deformed(ids: Tensor, centre: NDArray[np.float64], step: float, size: int, random: np.random.Generator) -> Tensor:
     """A cube cut from an anatomy (LPS), turned, stretched and bent; RAS, 0 beyond the anatomy."""
     angles = random.normal(0, 0.12, 3)
     stretch = step * np.exp(random.normal(0, 0.10) + random.normal(0, 0.08, 3))

@@ -154,9 +154,7 @@ def _draw(weight: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(below, at, right=True)[:, 0].clamp_max(weight.shape[1] - 1).to(weight.device)
 
 
-def _click(
-    objects: Tensor, wrong: Tensor, wanted: Tensor | None, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _click(objects: Tensor, wrong: Tensor, wanted: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A voxel [N, 3] from the cells that are wrong, and whether the click is on the object [N].
 
     Args:

@@ -54,8 +54,10 @@ class ClickProtocol:
         """What a report tells of it."""
         told = ["clicks drawn from all wrong voxels"]
         if self.deepest_clicks:
-            told = [f"the first {self.deepest_clicks} clicks in the middle of the largest error, the others drawn from "
-                    "all wrong voxels"]  # fmt: skip
+            told = [
+                f"the first {self.deepest_clicks} clicks in the middle of the largest error, the others drawn from "
+                "all wrong voxels"
+            ]
         if not self.accumulate:
             told.append("3D methods shown the newest click alone")
         if self.threshold:

@@ -34,9 +34,12 @@ _REFERENCE = re.compile(r"Reference image geometry\|([^|&]*)")
 
 
 def read_key_frames(
-    path: str | os.PathLike[str], shape: tuple[int, int, int], names: Mapping[int, str], allow_empty: bool = False,
+    path: str | os.PathLike[str],
+    shape: tuple[int, int, int],
+    names: Mapping[int, str],
+    allow_empty: bool = False,
     sweep: Volume | None = None,
-) -> dict[int, Labels]:  # fmt: skip
+) -> dict[int, Labels]:
     """Reads key frames of a sweep.
 
     Args:
@@ -64,27 +67,35 @@ def read_key_frames(
     places = {number: place for place, number in enumerate(numbers)}
     for number, labels, source in _read(path, shape, names, numbers, sweep):
         if number not in places:
-            raise InputError(f"{source}: is for frame {number}, the sweep has frames {numbers[0]} to {numbers[-1]}; "
-                             "correct the number in its name")  # fmt: skip
+            raise InputError(
+                f"{source}: is for frame {number}, the sweep has frames {numbers[0]} to {numbers[-1]}; "
+                "correct the number in its name"
+            )
         _check_size(labels.shape, shape, source)
         if unknown := sorted({*np.unique(labels).tolist()} - {0, *names}):
             raise InputError(f"{source}: holds label {unknown[0]}; known are {_told(names)} (--labels)")
         if not labels.any() and not allow_empty:
-            raise InputError(f"{source}: nothing is annotated on frame {number}; take it away, or say with "
-                             "--allow-empty that nothing is there")  # fmt: skip
+            raise InputError(
+                f"{source}: nothing is annotated on frame {number}; take it away, or say with "
+                "--allow-empty that nothing is there"
+            )
         if places[number] in found:
             raise InputError(f"{source}: frame {number} has been annotated twice; keep one of both")
         found[places[number]] = labels.astype(np.int32)
     if not found:
-        raise InputError(f"{path}: holds no key frame; expected masks ({', '.join(PICTURES)}), LabelMe or COCO files, "
-                         f"*{_SEGMENTATION} or a label volume")  # fmt: skip
+        raise InputError(
+            f"{path}: holds no key frame; expected masks ({', '.join(PICTURES)}), LabelMe or COCO files, "
+            f"*{_SEGMENTATION} or a label volume"
+        )
     return dict(sorted(found.items()))
 
 
 def _check_size(found: tuple[int, ...], shape: tuple[int, int, int], source: object) -> None:
     if found != shape[1:]:
-        raise InputError(f"{source}: has {found[1]} x {found[0]} pixels, frames of the sweep have {shape[2]} x "
-                         f"{shape[1]}; annotate the frames as they are")  # fmt: skip
+        raise InputError(
+            f"{source}: has {found[1]} x {found[0]} pixels, frames of the sweep have {shape[2]} x "
+            f"{shape[1]}; annotate the frames as they are"
+        )
 
 
 def _read(
@@ -100,8 +111,11 @@ def _read(
             yield from _by_class(folders, names)
         elif files:
             if pictures:
-                log.info("%s: %d pictures beside files of LabelMe are taken for the frames, not for masks", path,
-                         len(pictures))  # fmt: skip
+                log.info(
+                    "%s: %d pictures beside files of LabelMe are taken for the frames, not for masks",
+                    path,
+                    len(pictures),
+                )
             for file in files:
                 yield from _label_me(file, shape, names)
         else:
@@ -138,8 +152,13 @@ def _by_class(folders: Sequence[Path], names: Mapping[int, str]) -> Iterator[tup
             labels[mask] = number
     for number, labels in sorted(found.items()):
         if lacking := sorted({folder.name for folder in folders} - {*seen[number]}):
-            log.warning("%s: frame %d has masks of %s and none of %s, which is taken not to be there",
-                        folders[0].parent, number, ", ".join(seen[number]), ", ".join(lacking))  # fmt: skip
+            log.warning(
+                "%s: frame %d has masks of %s and none of %s, which is taken not to be there",
+                folders[0].parent,
+                number,
+                ", ".join(seen[number]),
+                ", ".join(lacking),
+            )
         yield number, labels, f"{folders[0].parent}, frame {number}"
 
 
@@ -152,8 +171,10 @@ def _ids(labels: Labels, names: Mapping[int, str]) -> Labels:
 
 def _check_grid(label: Volume, shape: tuple[int, int, int], sweep: Volume | None, path: Path) -> None:
     if label.shape != shape[::-1]:
-        raise InputError(f"{path}: has {label.shape} voxels, the sweep has {shape[::-1]}; it has the sweep's own "
-                         "frames, all of them, the others empty")  # fmt: skip
+        raise InputError(
+            f"{path}: has {label.shape} voxels, the sweep has {shape[::-1]}; it has the sweep's own "
+            "frames, all of them, the others empty"
+        )
     if sweep is not None and (difference := grid_difference(label, sweep)):
         raise InputError(f"{path}: does not lie on the grid of {sweep.name}: {difference}; annotate the sweep itself")
 
@@ -168,8 +189,13 @@ def _draw(labels: Labels, mask: NDArray[np.bool_], number: int, names: Mapping[i
     covered = mask & (labels > 0) & (labels != number)
     if ndimage.binary_erosion(covered).any():
         below = ", ".join(names[value] for value in np.unique(labels[covered]).tolist())
-        log.warning("%s: %d pixels of %s are drawn over %s; a pixel belongs to one class, the later one", file,
-                    int(covered.sum()), names[number], below)  # fmt: skip
+        log.warning(
+            "%s: %d pixels of %s are drawn over %s; a pixel belongs to one class, the later one",
+            file,
+            int(covered.sum()),
+            names[number],
+            below,
+        )
     labels[mask] = number
 
 
@@ -198,8 +224,10 @@ def _coco(file: Path, shape: tuple[int, int, int], names: Mapping[int, str]) -> 
     content = _json(file)
     try:
         categories = {entry["id"]: entry["name"] for entry in content["categories"]}
-        images = {entry["id"]: (Path(str(entry["file_name"])), (int(entry["width"]), int(entry["height"])))
-                  for entry in content["images"]}  # fmt: skip
+        images = {
+            entry["id"]: (Path(str(entry["file_name"])), (int(entry["width"]), int(entry["height"])))
+            for entry in content["images"]
+        }
         frames: dict[Any, NDArray[np.int32]] = {}
         for entry in content["annotations"]:
             image, name, outline = entry["image_id"], categories[entry["category_id"]], entry["segmentation"]
@@ -208,16 +236,23 @@ def _coco(file: Path, shape: tuple[int, int, int], names: Mapping[int, str]) -> 
             if not outline:
                 raise InputError(f"{file}: holds {name} on {told} without an outline; draw a polygon")
             labels = frames.setdefault(image, np.zeros(shape[1:], np.int32))
-            for mask in ([_runs(outline, size, file)] if isinstance(outline, dict)
-                         else [_polygon([float(c) for c in part], size, file) for part in outline]):  # fmt: skip
+            for mask in (
+                [_runs(outline, size, file)]
+                if isinstance(outline, dict)
+                else [_polygon([float(c) for c in part], size, file) for part in outline]
+            ):
                 _draw(labels, mask, _id(name, names, file), names, file)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{file}: is no COCO file ({error!r} missing or unexpected)") from error
     if left := len(images) - len(frames):
-        log.warning("%s: %d images without annotations are no key frames; COCO does not tell those on which nothing "
-                    "was found from those nobody has looked at. Give empty masks for those", file, left)  # fmt: skip
+        log.warning(
+            "%s: %d images without annotations are no key frames; COCO does not tell those on which nothing "
+            "was found from those nobody has looked at. Give empty masks for those",
+            file,
+            left,
+        )
     for image in sorted(frames, key=str):
         yield frame_number(images[image][0]), frames[image], f"{file}, {images[image][0]}"
 
@@ -299,8 +334,9 @@ def _runs(outline: dict[str, Any], size: tuple[int, int], file: Path) -> NDArray
     if isinstance(counts, str):
         raise InputError(f"{file}: holds compressed runs; export polygons, or uncompressed runs")
     if sum(counts) != size[0] * size[1] or outline.get("size", [*size[::-1]]) != [*size[::-1]]:
-        raise InputError(f"{file}: holds runs over {sum(counts)} pixels ({outline.get('size')}) in a frame of "
-                         f"{size[0]} x {size[1]}")  # fmt: skip
+        raise InputError(
+            f"{file}: holds runs over {sum(counts)} pixels ({outline.get('size')}) in a frame of {size[0]} x {size[1]}"
+        )
     values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     mask: NDArray[np.bool_] = values.reshape(size).T
     return mask

@@ -43,8 +43,10 @@ def write_pairs(
         return [(sweep, image, write_volume(folder / "label.nii.gz", labels, overwrite=True))]
     pairs = []
     for number, (begin, end) in enumerate(trusted_runs(len(made.labels), made.flags, least_frames), start=1):
-        parts = [write_volume(folder / f"{kind}_{number}.nii.gz", _cut(whole, begin, end), overwrite=True)
-                 for kind, whole in (("image", volume), ("label", labels))]  # fmt: skip
+        parts = [
+            write_volume(folder / f"{kind}_{number}.nii.gz", _cut(whole, begin, end), overwrite=True)
+            for kind, whole in (("image", volume), ("label", labels))
+        ]
         pairs.append((f"{sweep}_part{number}", parts[0], parts[1]))
     return pairs
 
@@ -75,18 +77,26 @@ def check_manifest(manifest: Path, sweep: str, folder: Path, names: Mapping[int,
     kept = [row for row in rows if not (base / row["image"]).resolve().is_relative_to(folder.resolve())]
     ours = re.compile(rf"{re.escape(sweep)}(_part\d+)?")
     if taken := [row for row in kept if ours.fullmatch(row["sweep"])]:
-        raise InputError(f"{manifest}: has a sweep {taken[0]['sweep']} already, {taken[0]['image']}; names are unique, "
-                         "so take its line away or rename this sweep")  # fmt: skip
+        raise InputError(
+            f"{manifest}: has a sweep {taken[0]['sweep']} already, {taken[0]['image']}; names are unique, "
+            "so take its line away or rename this sweep"
+        )
     if kept and not description.is_file() and dict(names) != CLASSES:
-        raise InputError(f"{manifest}: has no {DESCRIPTION} beside it, so its labels are {_labels(CLASSES)}; this "
-                         f"sweep has {_labels(names)}. Choose another manifest")  # fmt: skip
+        raise InputError(
+            f"{manifest}: has no {DESCRIPTION} beside it, so its labels are {_labels(CLASSES)}; this "
+            f"sweep has {_labels(names)}. Choose another manifest"
+        )
     return columns, kept
 
 
 def add_to_manifest(
-    manifest: Path, pairs: Sequence[tuple[str, Path, Path]], sweep: str, patient: str, folder: Path,
+    manifest: Path,
+    pairs: Sequence[tuple[str, Path, Path]],
+    sweep: str,
+    patient: str,
+    folder: Path,
     names: Mapping[int, str],
-) -> None:  # fmt: skip
+) -> None:
     """Adds the pairs of a sweep to a manifest that ``VolumeDataModule`` reads, in place of earlier ones of the folder.
 
     Args:
@@ -131,8 +141,10 @@ def quality_record(
         taken, added = made.cleaned.get(number, (0, 0))
         classes[names[number]] = {
             "carried_by": made.ways[number] or None,
-            "left_out": [{"frame": numbers[one.frame], "dice": _known(one.dice), "hd95_mm": _known(one.hd95)}
-                         for one in quality.left_out],
+            "left_out": [
+                {"frame": numbers[one.frame], "dice": _known(one.dice), "hd95_mm": _known(one.hd95)}
+                for one in quality.left_out
+            ],
             "left_out_dice": _known(quality.dice),
             "left_out_hd95_mm": _known(quality.hd95),
             "neighbouring_frames_dice": _known(quality.consistency),
@@ -140,7 +152,7 @@ def quality_record(
             "pixels": quality.area.tolist(),
             "clean_up": {"taken_away": taken, "added": added} if made.cleaned else None,
             "dice_against_the_other_engine": made.compared.get(number),
-        }  # fmt: skip
+        }
     return {
         "frames": len(made.labels),
         "key_frames": [numbers[t] for t in made.keys],

@@ -74,9 +74,13 @@ def save_contact_sheet(
 
 
 def page(
-    frames: GreyFrames, made: LabelledSweep, names: Mapping[int, str], title: str, suggested: Sequence[int],
+    frames: GreyFrames,
+    made: LabelledSweep,
+    names: Mapping[int, str],
+    title: str,
+    suggested: Sequence[int],
     numbers: Sequence[int],
-) -> str:  # fmt: skip
+) -> str:
     """Every frame with its labels, confidence and flags, and what the left-out key frames say, as HTML.
 
     Args:
@@ -95,8 +99,13 @@ def page(
     for number, quality in made.quality.items():
         inner = [t for t in range(len(frames)) if t not in made.keys and quality.confidence[t] > 0]
         confidence = f"{np.mean([quality.confidence[t] for t in inner]):.2f}" if inner else "-"
-        cells = [f"{len(quality.left_out)}", _told(quality.dice), _told(quality.hd95, " mm"), confidence,
-                 _told(quality.consistency)]  # fmt: skip
+        cells = [
+            f"{len(quality.left_out)}",
+            _told(quality.dice),
+            _told(quality.hd95, " mm"),
+            confidence,
+            _told(quality.consistency),
+        ]
         cells += [escape(made.ways[number])] if any(made.ways.values()) else []
         cells += [_told(made.compared[number])] if made.compared else []
         cells += ["{}, {}".format(*made.cleaned[number])] if made.cleaned else []
@@ -126,8 +135,10 @@ def _figure(frame: NDArray[np.uint8], made: LabelledSweep, t: int, colours: Mapp
     told = "key frame" if kind == "key" else f"confidence {_confidence(made, t):.2f}"
     reasons = "".join(f"<br>{escape(reason)}" for reason in made.flags.get(t, []))
     picture = base64.b64encode(_thumbnail(frame, made.labels[t], colours)).decode("ascii")
-    return (f'<figure class="{kind}"><img alt="frame {number}" src="data:image/jpeg;base64,{picture}">'
-            f"<figcaption>{number}: {told}{reasons}</figcaption></figure>")  # fmt: skip
+    return (
+        f'<figure class="{kind}"><img alt="frame {number}" src="data:image/jpeg;base64,{picture}">'
+        f"<figcaption>{number}: {told}{reasons}</figcaption></figure>"
+    )
 
 
 def _thumbnail(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: Mapping[int, str]) -> bytes:

@@ -110,9 +110,12 @@ def outline_distance(one: Mask, other: Mask, pixel_mm: tuple[float, float]) -> f
 
 
 def class_quality(
-    name: str, left_out: tuple[LeftOut, ...], masks: NDArray[np.bool_], agreement: Mapping[int, float],
+    name: str,
+    left_out: tuple[LeftOut, ...],
+    masks: NDArray[np.bool_],
+    agreement: Mapping[int, float],
     keys: Sequence[int],
-) -> ClassQuality:  # fmt: skip
+) -> ClassQuality:
     """Puts together what is known of one class.
 
     Args:

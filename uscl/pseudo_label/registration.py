@@ -49,11 +49,14 @@ class Registration:
 
     def __post_init__(self) -> None:
         if self.longest < 16 or self.blur < 0 or self.smoothness < 0:
-            raise InputError(f"registration: longest is {self.longest}, blur {self.blur} and smoothness "
-                             f"{self.smoothness}; expected at least 16, 0 and 0")  # fmt: skip
+            raise InputError(
+                f"registration: longest is {self.longest}, blur {self.blur} and smoothness "
+                f"{self.smoothness}; expected at least 16, 0 and 0"
+            )
         if not 1 <= len(self.iterations) <= _LEVELS or min(self.iterations) < 1:
-            raise InputError(f"registration: iterations are {self.iterations}; expected at least 1 on each of 1 to "
-                             f"{_LEVELS} levels")  # fmt: skip
+            raise InputError(
+                f"registration: iterations are {self.iterations}; expected at least 1 on each of 1 to {_LEVELS} levels"
+            )
 
 
 class Motion:
@@ -101,9 +104,9 @@ class Motion:
         total = np.zeros_like(grid)
         for t in range(start, len(self._reduced) - 1 if way > 0 else 0, way):
             step = self._step(t, t + way)
-            total = step + np.stack([
-                ndimage.map_coordinates(part, grid + step, order=1, mode="nearest") for part in total
-            ])  # fmt: skip
+            total = step + np.stack(
+                [ndimage.map_coordinates(part, grid + step, order=1, mode="nearest") for part in total]
+            )
             yield t + way, total
 
     def _step(self, start: int, end: int) -> Field:
@@ -134,10 +137,12 @@ class Motion:
         )
         where = np.meshgrid(rows, columns, indexing="ij")
         scale = [n / m for n, m in zip(self.shape, small, strict=True)]
-        return np.stack([
-            s * ndimage.map_coordinates(part, where, order=1, mode="nearest")
-            for part, s in zip(field, scale, strict=True)
-        ]).astype(np.float32)  # fmt: skip
+        return np.stack(
+            [
+                s * ndimage.map_coordinates(part, where, order=1, mode="nearest")
+                for part, s in zip(field, scale, strict=True)
+            ]
+        ).astype(np.float32)
 
 
 def warp(values: NDArray[np.float32], field: Field) -> NDArray[np.float32]:

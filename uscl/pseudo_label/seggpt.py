@@ -122,8 +122,10 @@ class SegGptEngine:
     def identity(self) -> str:
         """A text that differs whenever the scores would, but for rounding."""
         how = self.settings
-        return (f"seggpt {self.report.sha256} keys {how.keys_per_side} memory {how.memory} {how.prompt_type} "
-                f"{'bfloat16' if self._half else 'float32'}{' extrapolates' if how.extrapolate else ''}")  # fmt: skip
+        return (
+            f"seggpt {self.report.sha256} keys {how.keys_per_side} memory {how.memory} {how.prompt_type} "
+            f"{'bfloat16' if self._half else 'float32'}{' extrapolates' if how.extrapolate else ''}"
+        )
 
     def scores(self, frames: GreyFrames, key_masks: KeyMasks, wanted: Sequence[int]) -> EngineResult:
         """Scores of one class.
@@ -223,8 +225,9 @@ class SegGptEngine:
         self, queries: Sequence[Tensor], prompts: Sequence[Sequence[tuple[Tensor, Tensor]]], shape: tuple[int, int]
     ) -> NDArray[np.float32]:
         """Scores [B, row, column] of queries, each with equally many prompts of image and mask, all uint8 [S, S]."""
-        images, masks = (torch.stack([torch.stack([pair[part] for pair in given]) for given in prompts])
-                         for part in range(2))  # fmt: skip
+        images, masks = (
+            torch.stack([torch.stack([pair[part] for pair in given]) for given in prompts]) for part in range(2)
+        )
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             painted = self._network(
                 normalised(images.to(self._device)),
@@ -363,7 +366,9 @@ def _checked(frames: GreyFrames, key_masks: KeyMasks, wanted: Sequence[int]) -> 
                 f"key frame {frame}: its mask is {list(mask.shape)}, the frames are {list(frames.shape[1:])}"
             )
         if mask.dtype != np.bool_ and len(drawn := np.unique(mask[mask != 0])) > 1:
-            raise InputError(f"key frame {frame}: the mask of a class has one value beside 0, found "
-                             f"{drawn[:4].tolist()}; give each class on its own")  # fmt: skip
+            raise InputError(
+                f"key frame {frame}: the mask of a class has one value beside 0, found "
+                f"{drawn[:4].tolist()}; give each class on its own"
+            )
         keys[frame] = mask != 0
     return keys

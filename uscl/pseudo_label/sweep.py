@@ -71,9 +71,14 @@ def frames_of(volume: Volume) -> GreyFrames:
 
 
 def label_sweep(
-    frames: GreyFrames, key_frames: Mapping[int, Labels], names: Mapping[int, str], engine: Engine,
-    pixel_mm: tuple[float, float] = (1.0, 1.0), check: CheckSettings = CheckSettings(), other: Engine | None = None,
-) -> LabelledSweep:  # fmt: skip
+    frames: GreyFrames,
+    key_frames: Mapping[int, Labels],
+    names: Mapping[int, str],
+    engine: Engine,
+    pixel_mm: tuple[float, float] = (1.0, 1.0),
+    check: CheckSettings = CheckSettings(),
+    other: Engine | None = None,
+) -> LabelledSweep:
     """Labels the frames between key frames and checks the result.
 
     Every class is scored by itself; a pixel goes to the class with the highest score above 0.5. Key frames stay as they
@@ -122,9 +127,7 @@ def label_sweep(
     return LabelledSweep(labels, tuple(keys), quality, flags, cleaned, compared, ways)
 
 
-def check_key_frames(
-    key_frames: Mapping[int, Labels], shape: tuple[int, ...], names: Mapping[int, str]
-) -> list[int]:  # fmt: skip
+def check_key_frames(key_frames: Mapping[int, Labels], shape: tuple[int, ...], names: Mapping[int, str]) -> list[int]:
     """The classes that are annotated, in order.
 
     Raises:
@@ -132,12 +135,16 @@ def check_key_frames(
     """
     for number, labels in key_frames.items():
         if not 0 <= number < shape[0] or labels.shape != tuple(shape[1:]):
-            raise InputError(f"key frame {number} of {list(labels.shape)} pixels: the sweep has frames 0 to "
-                             f"{shape[0] - 1} of {list(shape[1:])}")  # fmt: skip
+            raise InputError(
+                f"key frame {number} of {list(labels.shape)} pixels: the sweep has frames 0 to "
+                f"{shape[0] - 1} of {list(shape[1:])}"
+            )
     classes = [number for number in sorted(names) if any((labels == number).any() for labels in key_frames.values())]
     if len(key_frames) < 2 or not classes:
-        raise InputError(f"{len(key_frames)} key frame(s) with {len(classes)} classes: annotate at least the first and "
-                         "the last frame on which a structure is to be labelled")  # fmt: skip
+        raise InputError(
+            f"{len(key_frames)} key frame(s) with {len(classes)} classes: annotate at least the first and "
+            "the last frame on which a structure is to be labelled"
+        )
     return classes
 
 

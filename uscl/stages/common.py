@@ -61,17 +61,23 @@ def check_checkpoint(module: LightningModule, checkpoint: Mapping[str, Any]) -> 
     """
     trunk, began = getattr(module, "trunk", None), checkpoint.get(_TRUNK)
     if trunk is not None and began is not None and began["fingerprint"] != trunk.fingerprint:
-        raise InputError(f"--ckpt_path: the training began on a trunk with {began['weights']}, model.weights now gives "
-                         f"{trunk.weights}. Resume with the configuration of the run that left it")  # fmt: skip
+        raise InputError(
+            f"--ckpt_path: the training began on a trunk with {began['weights']}, model.weights now gives "
+            f"{trunk.weights}. Resume with the configuration of the run that left it"
+        )
     found, wanted = checkpoint["state_dict"], module.state_dict()
     for title, keys in (("lacks", [*wanted.keys() - found.keys()]), ("has besides", [*found.keys() - wanted.keys()])):
         if keys:
-            raise InputError(f"--ckpt_path: belongs to another model; it {title} {len(keys)} tensors, first "
-                             f"{min(keys)}. Resume with the configuration of the run that left it")  # fmt: skip
+            raise InputError(
+                f"--ckpt_path: belongs to another model; it {title} {len(keys)} tensors, first "
+                f"{min(keys)}. Resume with the configuration of the run that left it"
+            )
     for key, value in wanted.items():
         if found[key].shape != value.shape:
-            raise InputError(f"--ckpt_path: belongs to another model; {key} is {list(found[key].shape)}, here "
-                             f"{list(value.shape)}. Resume with the configuration of the run that left it")  # fmt: skip
+            raise InputError(
+                f"--ckpt_path: belongs to another model; {key} is {list(found[key].shape)}, here "
+                f"{list(value.shape)}. Resume with the configuration of the run that left it"
+            )
 
 
 def remember_trunk(checkpoint: dict[str, Any], trunk: Trunk | None) -> None:

@@ -72,8 +72,9 @@ class DistillModule(LightningModule):
                 student.prompt_encoder.load_state_dict(teacher.model.prompt_encoder.state_dict())
                 student.mask_decoder.load_state_dict(teacher.model.mask_decoder.state_dict())
             except RuntimeError as error:
-                raise InputError("model.backbone has another decoder than the teacher; a student needs the same"
-                                 ) from error  # fmt: skip
+                raise InputError(
+                    "model.backbone has another decoder than the teacher; a student needs the same"
+                ) from error
         self.net = student.train().requires_grad_(False)
         self.net.image_encoder.requires_grad_(True)
 
@@ -91,8 +92,9 @@ class DistillModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step on patches [B, 1, S, S, S]."""
         loss = self._difference(batch["image"])
-        self.log("train/mse", loss.detach(), prog_bar=True, on_epoch=True, batch_size=len(batch["image"]),
-                 sync_dist=True)  # fmt: skip
+        self.log(
+            "train/mse", loss.detach(), prog_bar=True, on_epoch=True, batch_size=len(batch["image"]), sync_dist=True
+        )
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

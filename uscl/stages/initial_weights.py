@@ -67,9 +67,11 @@ def start_at_clicks(model: SamMed3D) -> None:
         model: with random weights; one without room for it (:func:`has_room`) is left alone, which is said.
     """
     if not has_room(model):
-        log.warning("start_at_clicks: this backbone keeps its random weights; it needs published_positions=False, "
-                    "prompt_dim of 48 or more, 24 per decoder head, embed_dim of 16 or more, and patch_size a "
-                    "multiple of 4")  # fmt: skip
+        log.warning(
+            "start_at_clicks: this backbone keeps its random weights; it needs published_positions=False, "
+            "prompt_dim of 48 or more, 24 per decoder head, embed_dim of 16 or more, and patch_size a "
+            "multiple of 4"
+        )
         return
     channels = set_aside(model)
     start_decoder(model, channels, INTENSITY_PERIODS, _start_encoder(model, channels))

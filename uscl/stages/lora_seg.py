@@ -180,8 +180,10 @@ class LoRASegModule(LightningModule):
                 has trained, and the untouched backbone would be tested under its name.
         """
         if self.tuning is not None and not (self.adapter_file or self.vcl_adapter_file or self._has_trained):
-            raise InputError("model.tuning is set, but nothing tuned is given to test: add --model.adapter "
-                             "RUN/adapter.safetensors, or --model.tuning null for the untouched backbone")  # fmt: skip
+            raise InputError(
+                "model.tuning is set, but nothing tuned is given to test: add --model.adapter "
+                "RUN/adapter.safetensors, or --model.tuning null for the untouched backbone"
+            )
         data = data_preprocessing(self, self.net.config.image_size)
         warn_of_other_preprocessing(self._trained_preprocessing, data)
 
@@ -198,12 +200,15 @@ class LoRASegModule(LightningModule):
         key = ("training", self.seed, self.current_epoch, batch_idx, self.global_rank)
         if self.object_clicks is not None:
             generator = torch.Generator().manual_seed(derive_seed(*key))
-            loss, _ = objects_rollout(net, net.encode_image(image), target > 0, soft_dice_bce, self.object_clicks,
-                                      generator)  # fmt: skip
+            loss, _ = objects_rollout(
+                net, net.encode_image(image), target > 0, soft_dice_bce, self.object_clicks, generator
+            )
             per_click = loss.detach()
         elif target.shape[1] > 1:
-            raise InputError(f"data.objects is {target.shape[1]}: set model.object_clicks, which clicks on all of "
-                             "them, or data.objects 1")  # fmt: skip
+            raise InputError(
+                f"data.objects is {target.shape[1]}: set model.object_clicks, which clicks on all of "
+                "them, or data.objects 1"
+            )
         else:
             loss, _ = training_rollout(net, image, target, self.loss, self.clicks, seeded_draw(*key))
             per_click = loss.detach() / self.clicks.count
@@ -309,8 +314,10 @@ def _take_vcl(trunk: Trunk, file: str, tuning: TuningMethod) -> LoRA:
     if not isinstance(theirs, LoRA) or vcl.stage != "vcl":
         raise InputError(f"{file}: is what stage {vcl.stage!r} left, expected stage 1's")
     if not isinstance(tuning, LoRA):
-        raise InputError(f"{file}: holds LoRA, which {type(tuning).__name__} cannot go on with; set model.tuning to "
-                         "LoRA, or leave model.vcl_adapter out")  # fmt: skip
+        raise InputError(
+            f"{file}: holds LoRA, which {type(tuning).__name__} cannot go on with; set model.tuning to "
+            "LoRA, or leave model.vcl_adapter out"
+        )
     have, want = ((own.rank, own.scale_of("encoder"), own.projections) for own in (theirs, tuning))
     if "encoder" in tuning.parts and have != want:
         told, asked = (f"rank {rank}, scale {scale:g} and {'+'.join(names)}" for rank, scale, names in (have, want))

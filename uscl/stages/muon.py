@@ -110,8 +110,10 @@ class MuonAdamW(Optimizer):
         self._share()
 
     def _split(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        return ([group for group in self.param_groups if group[MATRICES]],
-                [group for group in self.param_groups if not group[MATRICES]])  # fmt: skip
+        return (
+            [group for group in self.param_groups if group[MATRICES]],
+            [group for group in self.param_groups if not group[MATRICES]],
+        )
 
     def _share(self) -> None:
         """Makes groups and state of the parts those of this optimiser, which is what checkpoints hold."""

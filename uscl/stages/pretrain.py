@@ -148,8 +148,10 @@ class PretrainModule(LightningModule):
         self.dense: DenseHead | None = None
         if semantic_weight or intensity_weight:
             if config.patch_size < 8:
-                raise InputError("model.semantic_weight and model.intensity_weight need tokens of 8 voxels or more, "
-                                 f"the backbone's have {config.patch_size}; set both to 0")  # fmt: skip
+                raise InputError(
+                    "model.semantic_weight and model.intensity_weight need tokens of 8 voxels or more, "
+                    f"the backbone's have {config.patch_size}; set both to 0"
+                )
             self.dense = DenseHead(config.prompt_dim, SEMANTIC_CLASSES, config.patch_size)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PretrainModule:
@@ -199,8 +201,13 @@ class PretrainModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Dice within the patch of one object, after each number of clicks in ``val_clicks``."""
         target = batch["target"][0, 0]
-        steps = evaluation_rollout(SamMed3DSegmenter(self.net), batch["image"], target, self.val_clicks[-1],
-                                   lambda number: seeded_draw("pretraining validation", batch_idx, number))  # fmt: skip
+        steps = evaluation_rollout(
+            SamMed3DSegmenter(self.net),
+            batch["image"],
+            target,
+            self.val_clicks[-1],
+            lambda number: seeded_draw("pretraining validation", batch_idx, number),
+        )
         for step in steps:
             count = step.number
             if count in self.val_clicks:
@@ -218,6 +225,8 @@ class PretrainModule(LightningModule):
                 matrix = is_hidden_matrix(module, parameter)
                 key = (matrix, rate if matrix else rate * learning_rate_factor(module, parameter))
                 members.setdefault(key, []).append(parameter)
-        groups = [{"params": parameters, MATRICES: matrix, "factor": factor}
-                  for (matrix, factor), parameters in members.items()]  # fmt: skip
+        groups = [
+            {"params": parameters, MATRICES: matrix, "factor": factor}
+            for (matrix, factor), parameters in members.items()
+        ]
         return configure_optimizers(self, self.optimizer, self.lr_scheduler, "step", groups)

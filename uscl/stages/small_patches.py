@@ -37,8 +37,10 @@ def on_small_patches(model: SamMed3D, size: int, setting: str = "data.train_patc
     """
     token, whole = model.config.patch_size, model.config.image_size
     if not 0 < size <= whole or (whole - size) % (2 * token):
-        raise InputError(f"{setting} is {size}; the backbone takes {whole}, from which an even number of tokens "
-                         f"of {token} voxels can be taken off")  # fmt: skip
+        raise InputError(
+            f"{setting} is {size}; the backbone takes {whole}, from which an even number of tokens "
+            f"of {token} voxels can be taken off"
+        )
     config = replace(model.config, image_size=size)
     small = _copied(model)
     small.config = config

@@ -195,6 +195,10 @@ class VCLPretrainModule(LightningModule):
         }
         self.log_dict(
             {f"{stage}/{name}": value.detach() for name, value in values.items()},
-            prog_bar=False, on_step=False, on_epoch=True, batch_size=len(patches), sync_dist=True,
-        )  # fmt: skip
+            prog_bar=False,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(patches),
+            sync_dist=True,
+        )
         return loss

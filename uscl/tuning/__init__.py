@@ -7,6 +7,15 @@ from uscl.tuning.lora import LoRA, lora_state_dict, merge_lora
 from uscl.tuning.method import TuningMethod, train_only, trainable_parameters
 
 __all__ = [
-    "AdaptFormer", "Adapter", "FullTuning", "LoRA", "TuningMethod", "load_adapter", "lora_state_dict", "merge_lora",
-    "save_adapter", "train_only", "trainable_parameters",
-]  # fmt: skip
+    "AdaptFormer",
+    "Adapter",
+    "FullTuning",
+    "LoRA",
+    "TuningMethod",
+    "load_adapter",
+    "lora_state_dict",
+    "merge_lora",
+    "save_adapter",
+    "train_only",
+    "trainable_parameters",
+]

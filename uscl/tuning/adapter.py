@@ -72,13 +72,17 @@ class Adapter:
                 method.insert(trunk.model, part)
                 wanted += method.tensors(trunk.model, part)
         if missing := set(wanted) - set(self.tensors):
-            raise InputError(f"this adapter lacks {len(missing)} tensors of its methods, first {min(missing)}; fetch "
-                             "it again, or make it again with `uscl fit`")  # fmt: skip
+            raise InputError(
+                f"this adapter lacks {len(missing)} tensors of its methods, first {min(missing)}; fetch "
+                "it again, or make it again with `uscl fit`"
+            )
         try:
             trunk.model.load_state_dict({name: self.tensors[name] for name in wanted}, strict=False)
         except RuntimeError as error:
-            raise InputError(f"this adapter's tensors do not fit its methods ({str(error).splitlines()[-1].strip()}); "
-                             "make it again with `uscl fit`") from error  # fmt: skip
+            raise InputError(
+                f"this adapter's tensors do not fit its methods ({str(error).splitlines()[-1].strip()}); "
+                "make it again with `uscl fit`"
+            ) from error
         trunk.model.requires_grad_(False)
 
 
@@ -127,5 +131,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
             raise ValueError(f"no part {min(unknown)!r}")
         return Adapter(tensors=tensors, **described)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: its description cannot be used ({error!r}); it may come from a newer uscl than "
-                         f"{uscl.__version__}, or make it again with `uscl fit`") from error  # fmt: skip
+        raise InputError(
+            f"{file}: its description cannot be used ({error!r}); it may come from a newer uscl than "
+            f"{uscl.__version__}, or make it again with `uscl fit`"
+        ) from error

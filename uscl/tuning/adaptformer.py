@@ -76,8 +76,9 @@ class AdaptFormer(TuningMethod):
 
     def __post_init__(self) -> None:
         if self.width < 1 or not 0 <= self.dropout < 1:
-            raise InputError(f"tuning: width must be at least 1 and dropout lie in [0, 1), found {self.width} and "
-                             f"{self.dropout}")  # fmt: skip
+            raise InputError(
+                f"tuning: width must be at least 1 and dropout lie in [0, 1), found {self.width} and {self.dropout}"
+            )
 
     def insert(self, model: SamMed3D, part: Part) -> None:
         """Puts a bottleneck beside every MLP of a part."""

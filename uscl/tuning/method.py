@@ -74,5 +74,7 @@ def train_only(model: nn.Module, methods: dict[Part, TuningMethod]) -> None:
 
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
     """Number of trainable parameters of each component of a backbone."""
-    return {name: sum(p.numel() for p in component.parameters() if p.requires_grad)
-            for name, component in model.named_children()}  # fmt: skip
+    return {
+        name: sum(p.numel() for p in component.parameters() if p.requires_grad)
+        for name, component in model.named_children()
+    }

@@ -11,12 +11,26 @@ from uscl.data.datasets.totalsegmentator import read_totalsegmentator
 from uscl.data.datasets.ultrasound import read_ultrasound, write_manifest
 
 READERS: dict[str, Callable[[Path, str | None], DataSet]] = {
-    "folder": read_folder, "amos": read_amos, "totalsegmentator": read_totalsegmentator, "brats": read_brats,
+    "folder": read_folder,
+    "amos": read_amos,
+    "totalsegmentator": read_totalsegmentator,
+    "brats": read_brats,
     "ultrasound": read_ultrasound,
-}  # fmt: skip
+}
 """The layouts that ``data.dataset`` knows. A reader takes the folder and which modality to use."""
 
 __all__ = [
-    "READERS", "Case", "DataSet", "Split", "assign_splits", "few_shot", "read_amos", "read_brats", "read_folder",
-    "read_totalsegmentator", "read_ultrasound", "write_manifest", "write_splits",
-]  # fmt: skip
+    "READERS",
+    "Case",
+    "DataSet",
+    "Split",
+    "assign_splits",
+    "few_shot",
+    "read_amos",
+    "read_brats",
+    "read_folder",
+    "read_totalsegmentator",
+    "read_ultrasound",
+    "write_manifest",
+    "write_splits",
+]

@@ -21,10 +21,22 @@ from uscl.errors import InputError
 
 log = logging.getLogger(__name__)
 LABEL_NAMES = {
-    1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gall bladder", 5: "esophagus", 6: "liver", 7: "stomach",
-    8: "aorta", 9: "postcava", 10: "pancreas", 11: "right adrenal gland", 12: "left adrenal gland", 13: "duodenum",
-    14: "bladder", 15: "prostate/uterus",
-}  # fmt: skip
+    1: "spleen",
+    2: "right kidney",
+    3: "left kidney",
+    4: "gall bladder",
+    5: "esophagus",
+    6: "liver",
+    7: "stomach",
+    8: "aorta",
+    9: "postcava",
+    10: "pancreas",
+    11: "right adrenal gland",
+    12: "left adrenal gland",
+    13: "duodenum",
+    14: "bladder",
+    15: "prostate/uterus",
+}
 """Names and order of dataset.json, whose "arota" is put right."""
 _FIRST_MR = 501
 
@@ -58,8 +70,10 @@ def read_amos(root: Path, modality: str | None = None) -> DataSet:
             if modality not in (None, kind):
                 continue
             if name not in labels:
-                problems[name] = (f"{image}: no label of that name under labels{side}; unpack the download again, or "
-                                  "take the image away")  # fmt: skip
+                problems[name] = (
+                    f"{image}: no label of that name under labels{side}; unpack the download again, or "
+                    "take the image away"
+                )
                 continue
             cases.append(Case(name, image, labels[name], name, split))
     if problems and not cases:

@@ -60,8 +60,10 @@ def read_brats(root: Path, modality: str | None = None) -> DataSet:
             kind = CONTRASTS.get(parts["kind"].lower(), "seg")
             files = found.setdefault(parts["case"], {})
             if kind in files:
-                problems[parts["case"]] = (f"{path}: {parts['case']} has a {kind} already, {files[kind]}; keep copies "
-                                           "and predictions outside the data folder")  # fmt: skip
+                problems[parts["case"]] = (
+                    f"{path}: {parts['case']} has a {kind} already, {files[kind]}; keep copies "
+                    "and predictions outside the data folder"
+                )
             files[kind] = path
     if not found:
         raise InputError(f"{root}: no BraTS files; expected e.g. BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz")

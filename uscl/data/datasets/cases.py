@@ -162,8 +162,10 @@ def assign_splits(
 def _fold(patients: list[str], fold: tuple[int, int], seed: int) -> dict[str, Split]:
     part, parts = fold
     if not 0 <= part < parts or not 2 <= parts <= len(patients):
-        raise InputError(f"data.fold is [{part}, {parts}]; expected [i, k] with i from 0 to k - 1 and k from 2 to the "
-                         f"{len(patients)} patients that are not for testing")  # fmt: skip
+        raise InputError(
+            f"data.fold is [{part}, {parts}]; expected [i, k] with i from 0 to k - 1 and k from 2 to the "
+            f"{len(patients)} patients that are not for testing"
+        )
     order = sorted(patients, key=lambda patient: derive_seed("fold", seed, patient))
     return {patient: "val" if place % parts == part else "train" for place, patient in enumerate(order)}
 

@@ -66,8 +66,10 @@ def read_folder(root: Path, modality: str | None = None) -> DataSet:
     for images, labels, side in sides:
         for name, image in images.items():
             if image is None:
-                problems[name] = (f"{root}: channel {channel[0]} ({name}_{channel[0]:04d}) of case {name} is missing; "
-                                  "complete the case or take it away")  # fmt: skip
+                problems[name] = (
+                    f"{root}: channel {channel[0]} ({name}_{channel[0]:04d}) of case {name} is missing; "
+                    "complete the case or take it away"
+                )
                 patients.pop(name, None)
                 continue
             patient, split = patients.pop(name, (name, side))

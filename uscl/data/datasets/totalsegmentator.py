@@ -44,8 +44,11 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
         raise InputError(f"{root}: no */{' or */'.join(wanted)}; give the folder that holds s0000, s0001 ...")
     complete = {image.parent for file in FILES.values() for image in root.glob(f"*/{file}")}
     without = sorted({folder.parent for folder in root.glob("*/segmentations")} - complete)
-    problems = {folder.name: f"{folder}: has segmentations but neither {' nor '.join(FILES.values())}; unpack the "
-                "case again, or remove it" for folder in without}  # fmt: skip
+    problems = {
+        folder.name: f"{folder}: has segmentations but neither {' nor '.join(FILES.values())}; unpack the "
+        "case again, or remove it"
+        for folder in without
+    }
     splits = _read_splits(root / "meta.csv")
     masks_of: dict[str, set[str]] = {}
     cases = []
@@ -60,9 +63,15 @@ def read_totalsegmentator(root: Path, modality: str | None = None) -> DataSet:
     names = set[str]().union(*masks_of.values())
     partial = [name for name, masks in masks_of.items() if masks != names]
     if partial:
-        log.warning("%s: %d of %d cases lack the masks of some classes, first %s, which lacks %s; those classes count "
-                    "as absent there", root, len(partial), len(cases), partial[0],
-                    ", ".join(sorted(names - masks_of[partial[0]])[:4]))  # fmt: skip
+        log.warning(
+            "%s: %d of %d cases lack the masks of some classes, first %s, which lacks %s; those classes count "
+            "as absent there",
+            root,
+            len(partial),
+            len(cases),
+            partial[0],
+            ", ".join(sorted(names - masks_of[partial[0]])[:4]),
+        )
     label_names = dict(enumerate(sorted(names), start=1))
     return check_unique(DataSet("TotalSegmentator", tuple(cases), label_names, problems=problems))
 

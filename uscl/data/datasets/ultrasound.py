@@ -56,8 +56,10 @@ def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
     root = Path(root).expanduser()
     manifest = root / MANIFEST if root.is_dir() else root
     if not manifest.is_file():
-        raise InputError(f"{manifest}: no such manifest of sweeps; write one with `uscl prepare ultrasound "
-                         f"--root FOLDER --new-manifest {MANIFEST}`")  # fmt: skip
+        raise InputError(
+            f"{manifest}: no such manifest of sweeps; write one with `uscl prepare ultrasound "
+            f"--root FOLDER --new-manifest {MANIFEST}`"
+        )
     cases, problems, sites = [], {}, set()
     for number, row in enumerate(read_rows(manifest)[1], start=2):
         where = f"{manifest}, line {number}"
@@ -74,8 +76,9 @@ def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
         if missing:
             problems[row["sweep"]] = f"{where}: {missing[0]} is not there; correct the path or take the line away"
             continue
-        cases.append(Case(row["sweep"], image, label, row["patient"], parse_split(row["split"], where),
-                          _reading(row, where)))  # fmt: skip
+        cases.append(
+            Case(row["sweep"], image, label, row["patient"], parse_split(row["split"], where), _reading(row, where))
+        )
     if not cases and not problems:
         told = f"no sweep of site {modality!r}; it has {', '.join(sorted(sites))}" if modality and sites else "no sweep"
         raise InputError(f"{manifest}: holds {told}")
@@ -156,8 +159,19 @@ def write_manifest(root: Path, target: Path) -> int:
         except InputError as error:  # uscl prepare will report it
             log.warning("%s", error)
             told = ""
-        rows.append((below.parts[0] if len(below.parts) > 1 else name, name, _relative(path, base),
-                     _relative(label, base) if label else "", "", "", told, told, ""))  # fmt: skip
+        rows.append(
+            (
+                below.parts[0] if len(below.parts) > 1 else name,
+                name,
+                _relative(path, base),
+                _relative(label, base) if label else "",
+                "",
+                "",
+                told,
+                told,
+                "",
+            )
+        )
     for path in (path for paths in labels.values() for path in paths):
         log.warning("%s: looks like labels, but no sweep goes with it; left out", path)
     try:
@@ -178,12 +192,20 @@ def _sweeps(folder: Path) -> Iterator[Path]:
         yield folder
         return
     if pictures:
-        log.info("%s: %d pictures next to other files are left out; put frames into a folder of their own", folder,
-                 len(pictures))  # fmt: skip
+        log.info(
+            "%s: %d pictures next to other files are left out; put frames into a folder of their own",
+            folder,
+            len(pictures),
+        )
     # Files named by their UID seem to have an ending.
     known = (*VOLUMES, *VIDEOS, *PICTURES)
-    series = [path for path in files if path.name.upper() != "DICOMDIR" and not path.name.lower().endswith(known)
-              and (path.suffix.lower() in DICOM or is_dicom(path))]  # fmt: skip
+    series = [
+        path
+        for path in files
+        if path.name.upper() != "DICOMDIR"
+        and not path.name.lower().endswith(known)
+        and (path.suffix.lower() in DICOM or is_dicom(path))
+    ]
     if len(series) > 1 and len(series) == len(inside) and _single_frames(folder):
         yield folder
         return

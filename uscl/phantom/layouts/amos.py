@@ -34,11 +34,26 @@ LABEL_NAMES = PUBLISHED_NAMES | {8: "arota"}
 
 _S = Structure
 LABEL_OF: dict[Structure, int] = {
-    _S.SPLEEN: 1, _S.KIDNEY_RIGHT: 2, _S.PYRAMID_RIGHT: 2, _S.SINUS_RIGHT: 2, _S.KIDNEY_LEFT: 3, _S.PYRAMID_LEFT: 3,
-    _S.SINUS_LEFT: 3, _S.GALLBLADDER: 4, _S.OESOPHAGUS: 5, _S.LIVER: 6, _S.LIVER_VESSEL: 6, _S.STOMACH: 7,
-    _S.STOMACH_GAS: 7, _S.AORTA: 8, _S.VENA_CAVA: 9, _S.PANCREAS: 10, _S.ADRENAL_RIGHT: 11, _S.ADRENAL_LEFT: 12,
+    _S.SPLEEN: 1,
+    _S.KIDNEY_RIGHT: 2,
+    _S.PYRAMID_RIGHT: 2,
+    _S.SINUS_RIGHT: 2,
+    _S.KIDNEY_LEFT: 3,
+    _S.PYRAMID_LEFT: 3,
+    _S.SINUS_LEFT: 3,
+    _S.GALLBLADDER: 4,
+    _S.OESOPHAGUS: 5,
+    _S.LIVER: 6,
+    _S.LIVER_VESSEL: 6,
+    _S.STOMACH: 7,
+    _S.STOMACH_GAS: 7,
+    _S.AORTA: 8,
+    _S.VENA_CAVA: 9,
+    _S.PANCREAS: 10,
+    _S.ADRENAL_RIGHT: 11,
+    _S.ADRENAL_LEFT: 12,
     _S.DUODENUM: 13,
-}  # fmt: skip
+}
 
 
 def cases(settings: ScanStudy, patient: Patient) -> list[StudyCase]:
@@ -78,10 +93,14 @@ def finish(folder: Path, settings: ScanStudy, cases: Sequence[StudyCase]) -> Non
         return [{"image": f"./images{side}/{n}.nii.gz", "label": f"./labels{side}/{n}.nii.gz"} for n in names]
 
     description = {
-        "name": "AMOS", "description": "simulated in the layout of AMOS22", "modality": {"0": "CT"},
+        "name": "AMOS",
+        "description": "simulated in the layout of AMOS22",
+        "modality": {"0": "CT"},
         "labels": {"0": "background"} | {str(i): name for i, name in LABEL_NAMES.items()},
-        "training": listed("Tr", False), "validation": listed("Va", True), "test": [],
-    }  # fmt: skip
+        "training": listed("Tr", False),
+        "validation": listed("Va", True),
+        "test": [],
+    }
     (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 

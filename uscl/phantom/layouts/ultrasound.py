@@ -127,17 +127,28 @@ def simulate(
         made = simulate_sweep(medium, pose, machine, (settings.size, settings.size), speckle)
         _write(folder, settings, case, made)
         drawn: dict[str, Any] = {
-            "patient": anatomy.parameters, "view": view, "side": sides[sweep % 2], "machine": asdict(machine),
-            "spacing_mm": made.spacing, "speckle_seed": speckle, "probe_origin_mm": pose.origin.tolist(),
-            "beam_axis": pose.axis.tolist(), "lateral_axis": pose.lateral.tolist(),
-        }  # fmt: skip
+            "patient": anatomy.parameters,
+            "view": view,
+            "side": sides[sweep % 2],
+            "machine": asdict(machine),
+            "spacing_mm": made.spacing,
+            "speckle_seed": speckle,
+            "probe_origin_mm": pose.origin.tolist(),
+            "beam_axis": pose.axis.tolist(),
+            "lateral_axis": pose.lateral.tolist(),
+        }
         yield case, drawn
 
 
 def _find_window(
-    random: np.random.Generator, anatomy: TorsoAnatomy, medium: Medium, machine: Machine, side: Side, view: View,
+    random: np.random.Generator,
+    anatomy: TorsoAnatomy,
+    medium: Medium,
+    machine: Machine,
+    side: Side,
+    view: View,
     frames: int,
-) -> Pose:  # fmt: skip
+) -> Pose:
     """The first pose that shows a target, as a sonographer moves the probe until there is something to see."""
     tried: list[tuple[float, Pose]] = []
     for attempt in range(_WINDOWS):
