@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from uscl.commands.prepare import prepare
+from uscl.cli.commands.prepare import prepare
 from uscl.data import PatchSampling, VolumeDataModule
 from uscl.data.patches import Preprocessing
 from uscl.phantom import LAYOUTS, simulate_study

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from uscl.backbone import load_trunk
 from uscl.data import Preprocessing
+from uscl.data.cache import CaseCache
 from uscl.data.datasets.amos import read_amos
 from uscl.data.evaluation_patches import LabelledObjects, single
-from uscl.data.store import PreparedStore
 from uscl.evaluation.metrics import Reference
 from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
 from uscl.seeds import seeded_draw
@@ -57,23 +57,23 @@ def main() -> None:
     model = load_trunk("mini", "embedded").model
     preprocessing = Preprocessing(spacing=(1.5, 1.5, 1.5), patch_size=128, clamp=(-1000, 1000))
     data_set = read_amos(Path(arguments.root), "ct")
-    store = PreparedStore(preprocessing, data_set, 64)
+    cache = CaseCache(preprocessing, data_set, 64)
     cases = [case for case in data_set.cases if case.label is not None]
     pairs = [
         (case, name)
         for case in cases
         for name, ids in data_set.classes.items()
-        if set(store.labelled(case)[0].summary) & set(ids)
+        if set(cache.labelled(case)[0].summary) & set(ids)
     ][: arguments.pairs]
 
     def run(kept: bool, segmenter: SamMed3DSegmenter, title: str) -> tuple[dict[str, float], list[float]]:
         seconds = dict.fromkeys(("read and prepare", "encode and decode", "score"), 0.0)
         found = []
-        objects = LabelledObjects(PreparedStore(preprocessing, data_set, 64), pairs, with_reference=True)
+        objects = LabelledObjects(CaseCache(preprocessing, data_set, 64), pairs, with_reference=True)
         for number in track(range(len(pairs)), title):
             begin = perf_counter()
             if not kept:
-                objects = LabelledObjects(PreparedStore(preprocessing, data_set, 1), pairs, with_reference=True)
+                objects = LabelledObjects(CaseCache(preprocessing, data_set, 1), pairs, with_reference=True)
             item = single([objects[number]])
             seconds["read and prepare"] += perf_counter() - begin
             reference = Reference(item["reference"], item["spacing"])

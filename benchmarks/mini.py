@@ -33,17 +33,17 @@ from rich.progress import track
 from rich.table import Table
 
 from uscl.backbone import load_trunk
+from uscl.backbone.initial_weights import start_at_clicks
+from uscl.cli.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
+from uscl.data.cache import CaseCache
 from uscl.data.datasets import READERS, Case, DataSet, read_amos, read_brats, read_folder
 from uscl.data.patches import Preprocessing, corner_around_label
-from uscl.data.store import PreparedStore
 from uscl.errors import InputError
 from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
 from uscl.phantom.layouts.scans import ScanStudy
 from uscl.prompting import SamMed3DSegmenter, Shifts, evaluation_rollout
 from uscl.prompting.clicks import error_click
-from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
 from uscl.seeds import seeded_draw
-from uscl.stages.initial_weights import start_at_clicks
 
 CLICKS = (1, 3, 5, 10)
 MEAN = "mean over classes"
@@ -90,7 +90,7 @@ def own(name: str, layout: str, root: str, modality: str) -> Group:
 def evaluate(group: Group, case: Case, segmenter: SamMed3DSegmenter) -> Iterator[dict[str, object]]:
     """Rows: Dice on the whole volume at 1.5 mm after each number of clicks, and whether the mask follows a click."""
     preprocessing = Preprocessing(clamp=(-1000, 1000) if group.ct else None)
-    prepared, ids = PreparedStore(preprocessing, group.data_set, 1).labelled(case)
+    prepared, ids = CaseCache(preprocessing, group.data_set, 1).labelled(case)
     voxel_ml = float(np.prod(prepared.grid.spacing)) / 1000
     masks = {name: group.data_set.mask(ids, name) for name in group.data_set.classes}
     masks = {name: mask for name, mask in masks.items() if mask.sum() * voxel_ml >= group.smallest_ml}

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from uscl.backbone import build_sam_med3d
-from uscl.stages.muon import Muon, is_hidden_matrix
+from uscl.optim.muon import Muon, is_hidden_matrix
 
 
 def main() -> None:

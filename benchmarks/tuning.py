@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from uscl.backbone import SamMed3D, build_sam_med3d
+from uscl.backbone.small_patches import on_small_patches
 from uscl.prompting import TrainingClicks, training_rollout
 from uscl.prompting.objects import ObjectClicks, objects_rollout, soft_dice_bce
 from uscl.seeds import seeded_draw
-from uscl.stages.small_patches import on_small_patches
 from uscl.tuning import AdaptFormer, FullTuning, LoRA, TuningMethod
 
 SMALL, SMALL_PATCHES, SMALL_OBJECTS = "LoRA, small patches", 4, 6

@@ -14,32 +14,31 @@ GROUND = {"errors", "seeds", "types"}
 # What each room may import besides itself and the ground.
 ARROWS = {
     "backbone": set(),
-    "tuning": {"backbone"},
-    "prompting": {"backbone"},
-    "vcl": set(),
-    "stages": {"backbone", "tuning", "prompting", "vcl"},
     "data": set(),
+    "optim": set(),
+    "vcl": set(),
+    "tuning": {"backbone"},
+    "prompting": {"backbone", "data"},
     "phantom": {"data"},
     "pseudo_label": {"backbone", "data"},
     "evaluation": {"backbone", "prompting", "data"},
-    "comparators": {"backbone", "prompting"},
+    "comparators": {"backbone", "prompting", "data", "evaluation"},
+    "stages": {"backbone", "optim", "tuning", "prompting", "vcl", "data", "evaluation"},
     "serving": {"backbone", "tuning", "prompting", "data"},
-    "commands": {
+    "callbacks": {"backbone", "prompting", "data", "evaluation", "stages"},
+    "cli": {
         "backbone",
+        "callbacks",
         "comparators",
-        "tuning",
-        "prompting",
         "data",
-        "phantom",
-        "pseudo_label",
         "evaluation",
+        "phantom",
+        "prompting",
+        "pseudo_label",
         "serving",
-        "run_folder",
+        "stages",
+        "tuning",
     },
-    "run_folder": set(),
-    "lightning_cli": {"comparators", "data", "phantom", "evaluation", "stages", "run_folder", "follow_up"},
-    "follow_up": {"evaluation", "run_folder"},
-    "cli": {"commands", "lightning_cli"},
     "__main__": {"cli"},
 }
 
@@ -89,7 +88,7 @@ def test_importing_uscl_is_free_and_segmenting_needs_no_lightning():
     script = (
         "import sys, uscl; heavy = {'torch', 'lightning', 'monai', 'transformers', 'numpy'} & set(sys.modules); "
         "assert not heavy, heavy; import uscl.cli; assert 'torch' not in sys.modules; "
-        "uscl.Predictor; import uscl.commands.segment; assert 'lightning' not in sys.modules"
+        "uscl.Predictor; import uscl.cli.commands.segment; assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from uscl.data.augmentations import DEPTH, FRAMES, Augmentation, augment
+from uscl.data.cache import CaseCache
 from uscl.data.datasets import Case, DataSet
 from uscl.data.patches import Preprocessing
-from uscl.data.store import PreparedStore
 from uscl.data.training_patches import PatchSampling, TrainingPatches
 from uscl.data.volume import Volume, write_volume
 from uscl.errors import InputError
@@ -143,10 +143,10 @@ def test_depth_is_that_of_the_file_however_it_lies_in_space(tmp_path, name):
     for kind, direction in {"clip": np.eye(3), "turned": np.diag([-1.0, -1.0, 1.0])}.items():
         case = Case("a", write_volume(tmp_path / f"{kind}.nii.gz", Volume(array, direction=direction)), None, "p")
         preprocessing = Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=32)
-        store = PreparedStore(preprocessing, DataSet("sweeps", (case,), {}), 1)
-        grid = store.get(case).grid
+        cache = CaseCache(preprocessing, DataSet("sweeps", (case,), {}), 1)
+        grid = cache.get(case).grid
         sampling = PatchSampling("volume", flip_probability=0.0)
-        patch = TrainingPatches(store, {None: (case,)}, sampling, 0, only(name))[0]
+        patch = TrainingPatches(cache, {None: (case,)}, sampling, 0, only(name))[0]
         patches.append(grid.restore_axes(patch["image"][0].numpy()))
     assert np.array_equal(*patches)
     assert not np.array_equal(patches[0][::-1, ::-1], patches[1])

@@ -295,6 +295,6 @@ def test_too_few_patches_for_a_batch(study):
 def test_prepared_cases_are_read_once(study, monkeypatch):
     data = module(study, patches_per_epoch=4)
     data.setup("fit")
-    monkeypatch.setattr("uscl.data.store.read_image", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("uscl.data.cache.read_image", lambda path: pytest.fail(f"{path} was read again"))
     assert len(list(data.train_dataloader())) == 2
     assert read_image is not None

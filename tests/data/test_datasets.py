@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from uscl.data.cache import read_case
 from uscl.data.datasets import (
     Case,
     DataSet,
@@ -15,7 +16,6 @@ from uscl.data.datasets import (
     read_folder,
     read_totalsegmentator,
 )
-from uscl.data.store import read_case
 from uscl.data.volume import Volume, read_image, read_label, write_volume
 from uscl.errors import InputError
 

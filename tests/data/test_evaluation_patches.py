@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from uscl.data import Preprocessing
+from uscl.data.cache import CaseCache
 from uscl.data.datasets import Case, DataSet
 from uscl.data.evaluation_patches import LabelledObjects
-from uscl.data.store import PreparedStore
 from uscl.data.sweeps import SweepReading
 from uscl.data.volume import Volume, write_volume
 
@@ -32,8 +32,8 @@ def test_surfaces_are_compared_in_voxels_where_distances_are_assumed(tmp_path, r
             Image.fromarray(frame).save(tmp_path / folder / f"{number}.png")
     case = Case("a", tmp_path / "image", tmp_path / "label", "p", "test", reading)
     data_set = DataSet("sweeps", (case,), {1: "liver"})
-    store = PreparedStore(Preprocessing(patch_size=16), data_set, 1)
-    item = LabelledObjects(store, [(case, "liver")], with_reference=True)[0]
+    cache = CaseCache(Preprocessing(patch_size=16), data_set, 1)
+    item = LabelledObjects(cache, [(case, "liver")], with_reference=True)[0]
     assert item["spacing"] == spacing
     assert item["measured"] == (spacing != (1, 1, 1))
     assert item["reference"].shape == (30, 24, 6)
@@ -49,8 +49,8 @@ def test_an_object_in_two_distant_parts_is_in_its_patch(tmp_path):
         write_volume(tmp_path / f"{name}.nii.gz", Volume(values))
     case = Case("a", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", "p", "test")
     data_set = DataSet("scans", (case,), {1: "kidney"})
-    store = PreparedStore(Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=16), data_set, 1)
-    item = LabelledObjects(store, [(case, "kidney")], with_reference=True)[0]
+    cache = CaseCache(Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=16), data_set, 1)
+    item = LabelledObjects(cache, [(case, "kidney")], with_reference=True)[0]
     assert item["target"].any()
     restored = item["grid"].restore(item["target"].numpy() - 0.5, item["corner"]).astype(bool)
     assert (restored & item["reference"]).sum() == restored.sum() > 0

@@ -9,10 +9,10 @@ from dicom_files import region, write_dicom
 
 from uscl.cli import main
 from uscl.data import Preprocessing, SweepReading, VolumeDataModule
+from uscl.data.cache import read_case
 from uscl.data.datasets import read_ultrasound, write_manifest
 from uscl.data.datasets.ultrasound import CLASSES, COLUMNS
-from uscl.data.prepared import open_case
-from uscl.data.store import read_case
+from uscl.data.store import open_case
 from uscl.data.training_patches import PatchSampling
 from uscl.data.volume import Volume, write_volume
 from uscl.errors import InputError

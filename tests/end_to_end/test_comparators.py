@@ -12,7 +12,7 @@ from small_sam import SmallSam, SmallSamMed2D
 from small_seggpt import SMALL, random_weights
 
 from uscl.cli import main
-from uscl.commands import comparators as command
+from uscl.cli.commands import comparators as command
 from uscl.comparators import Published
 from uscl.pseudo_label.seggpt import SegGptSettings
 from uscl.pseudo_label.seggpt_network import SegGpt

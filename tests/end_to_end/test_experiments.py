@@ -23,7 +23,9 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 def test_what_is_simulated_by_default_is_what_the_experiments_read(kind, tmp_path, monkeypatch):
     """`uscl simulate KIND` into the folder of an experiment must not make the experiment refuse it."""
     made = []
-    monkeypatch.setattr("uscl.commands.simulate.simulate_study", lambda layout, out, study, workers: made.append(study))
+    monkeypatch.setattr(
+        "uscl.cli.commands.simulate.simulate_study", lambda layout, out, study, workers: made.append(study)
+    )
     assert main(["simulate", kind, "--out", str(tmp_path)]) == 0
     file = EXPERIMENTS / f"eval_{'us' if kind == 'ultrasound' else kind}.yaml"
     options = yaml.safe_load(file.read_text())["data"]["init_args"].get("study", {})

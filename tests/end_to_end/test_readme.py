@@ -36,7 +36,7 @@ def test_command_parses(command, monkeypatch, capsys):
         return
     called = {}
     name = args[0].replace("-", "_")
-    module = cli.import_module(f"uscl.commands.{name}")
+    module = cli.import_module(f"uscl.cli.commands.{name}")
     original = getattr(module, name)
 
     def stand_in(**options):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from uscl.cli import main
-from uscl.commands import slurm
+from uscl.cli.commands import slurm
 
 SBATCH = """#!{python}
 import os, re, subprocess, sys
@@ -73,7 +73,7 @@ def cluster(tmp_path, monkeypatch) -> Path:
         values = [f"--{name}={value}" for name, value in cell.items()]
         return [sys.executable, str(tmp_path / "cell.py"), *values, f"--trainer.default_root_dir={folder}"]
 
-    monkeypatch.setattr("uscl.commands.sweep.cell_command", command)
+    monkeypatch.setattr("uscl.cli.commands.sweep.cell_command", command)
     return tmp_path
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from uscl.cli import main
-from uscl.commands.sweep_file import cell_command, cell_name, read_sweep_file
+from uscl.cli.commands.sweep_file import cell_command, cell_name, read_sweep_file
 from uscl.errors import InputError
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -96,7 +96,7 @@ def test_cells_are_run_once_and_failures_are_told(study, tmp_path, capsys):
 def test_cells_that_run_together_share_cores_and_gpus(monkeypatch):
     import threading
 
-    from uscl.commands import sweep as command
+    from uscl.cli.commands import sweep as command
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
@@ -117,7 +117,7 @@ def test_cells_that_run_together_share_cores_and_gpus(monkeypatch):
 
 def test_what_runs_elsewhere_is_passed_over_and_waited_for_last():
     """Two calls that wait for each other's cells would be no faster than one."""
-    from uscl.commands.sweep import _run_here
+    from uscl.cli.commands.sweep import _run_here
 
     tried = []
 
@@ -130,7 +130,7 @@ def test_what_runs_elsewhere_is_passed_over_and_waited_for_last():
 
 
 def test_after_ctrl_c_no_further_cell_begins():
-    from uscl.commands.sweep import _run_here
+    from uscl.cli.commands.sweep import _run_here
 
     begun = []
 
@@ -150,7 +150,7 @@ def test_after_ctrl_c_no_further_cell_begins():
 
 def test_a_cell_that_runs_elsewhere_is_waited_for(tmp_path):
     """Even if the call that started it was killed: the program itself holds the lock."""
-    from uscl.commands.sweep import run_cell
+    from uscl.cli.commands.sweep import run_cell
 
     (tmp_path / "logs").mkdir()
     cell = """
@@ -165,7 +165,7 @@ time.sleep(3)
 (run / "run.json").write_text(json.dumps({"status": "finished"}))
 """
     command = [sys.executable, "-c", cell, str(tmp_path / "a")]
-    caller = "from pathlib import Path; from uscl.commands.sweep import run_cell; "
+    caller = "from pathlib import Path; from uscl.cli.commands.sweep import run_cell; "
     caller += f"run_cell(Path({str(tmp_path)!r}), 'a', {command!r})"
     with subprocess.Popen([sys.executable, "-c", caller]) as first:
         until = time.monotonic() + 60
@@ -181,7 +181,7 @@ time.sleep(3)
 
 def test_a_cell_that_was_killed_before_it_had_a_record_is_run(tmp_path):
     """W&B has written into its folder already, which --overwrite would not take for a run's."""
-    from uscl.commands.sweep import run_cell
+    from uscl.cli.commands.sweep import run_cell
 
     (tmp_path / "logs").mkdir()
     (tmp_path / "a" / "wandb").mkdir(parents=True)
@@ -197,7 +197,7 @@ def test_a_cell_that_was_killed_before_it_had_a_record_is_run(tmp_path):
 def test_calls_that_begin_at_the_same_time_share_a_folder(tmp_path):
     import threading
 
-    from uscl.commands.sweep import _claim
+    from uscl.cli.commands.sweep import _claim
 
     content = {"command": ["uscl", "fit", "${args}"], "method": "grid", "parameters": {"a": {"values": [1]}}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
@@ -223,8 +223,8 @@ def test_calls_that_begin_at_the_same_time_share_a_folder(tmp_path):
 def test_table_shows_values_as_they_are():
     from rich.console import Console
 
-    from uscl.commands.sweep import _table
-    from uscl.commands.sweep_file import SweepFile
+    from uscl.cli.commands.sweep import _table
+    from uscl.cli.commands.sweep_file import SweepFile
 
     asked = SweepFile(("${args}",), ({"classes": "[liver]", "lr": 1e-5},), None, False)
     console = Console(width=80, record=True, file=io.StringIO())
@@ -236,7 +236,7 @@ def test_table_shows_values_as_they_are():
 
 def test_a_cell_that_never_began_is_told(tmp_path):
     """A job that SLURM ended before it ran leaves no log."""
-    from uscl.commands.sweep import _reason
+    from uscl.cli.commands.sweep import _reason
 
     assert _reason(tmp_path / "logs" / "a.log") == "it never began"
     (tmp_path / "slurm").mkdir()

@@ -163,7 +163,7 @@ def test_a_run_that_fails_keeps_what_was_there(study, tmp_path, monkeypatch, cap
     assert run(study, out, "--overwrite", keys=str(alone)) == 2
     assert "annotate at least the first and the last frame" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr("uscl.commands.pseudo_label.label_sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("uscl.cli.commands.pseudo_label.label_sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(study, out, "--overwrite", keys=str(keys))
     kept = {name for name, content in before.items() if (out / name).read_bytes() == content}
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on(study, labelled, tmp_path, monkeypatch):
     out = tmp_path / "out"
     options = ("--patient", "anna", "--check.threshold", "0.3")
     with monkeypatch.context() as patch:
-        patch.setattr("uscl.commands.pseudo_label.label_sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("uscl.cli.commands.pseudo_label.label_sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(study, out, *options)
     assert run(study, out, *options) == 0

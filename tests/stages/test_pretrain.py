@@ -11,11 +11,12 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from uscl.backbone import VARIANTS, load_trunk
 from uscl.data import Preprocessing
 from uscl.errors import InputError
+from uscl.optim import Trapezoid
+from uscl.optim.muon import Muon, MuonAdamW
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
 from uscl.prompting.objects import ObjectClicks
 from uscl.stages import PretrainModule, WeightsExport
-from uscl.stages.muon import Muon, MuonAdamW
-from uscl.stages.pretrain import DenseHead, Trapezoid
+from uscl.stages.pretrain import DenseHead
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from building import make_seg, make_vcl
 
 from uscl.backbone import VARIANTS, build_sam_med3d
 from uscl.backbone.attention import WindowAttention
+from uscl.backbone.small_patches import on_small_patches
 from uscl.data import PatchSampling, Preprocessing, VolumeDataModule
 from uscl.errors import InputError
 from uscl.prompting.objects import ObjectClicks
 from uscl.seeds import seeded_draw
 from uscl.stages import VCLPretrainModule
-from uscl.stages.small_patches import on_small_patches
 from uscl.tuning import AdaptFormer, FullTuning, LoRA
 from uscl.vcl import SubVolumes
 

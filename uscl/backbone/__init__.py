@@ -3,7 +3,7 @@
 from uscl.backbone.checkpoints import LoadReport, load_checkpoint, save_weights
 from uscl.backbone.config import VARIANTS, SamMed3DConfig
 from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
-from uscl.backbone.trunk import EMBEDDED, RANDOM_WEIGHTS, Trunk, load_trunk
+from uscl.backbone.trunk import EMBEDDED, RANDOM_WEIGHTS, Trunk, announce_trunk, load_trunk
 
 __all__ = [
     "EMBEDDED",
@@ -13,6 +13,7 @@ __all__ = [
     "SamMed3D",
     "SamMed3DConfig",
     "Trunk",
+    "announce_trunk",
     "build_sam_med3d",
     "load_checkpoint",
     "load_trunk",

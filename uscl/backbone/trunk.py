@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -15,6 +16,7 @@ from uscl.backbone.sam_med3d import SamMed3D, build_sam_med3d
 from uscl.errors import InputError
 from uscl.seeds import fixed_initial_values
 
+log = logging.getLogger(__name__)
 RANDOM_WEIGHTS = "random weights"
 EMBEDDED = "embedded"
 """What stands for the weights that come with the package, as a checkpoint reference."""
@@ -84,3 +86,14 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
+
+
+def announce_trunk(trunk: Trunk) -> None:
+    """Says on screen what the trunk's weights are, loudly if they are random."""
+    if trunk.weights == RANDOM_WEIGHTS:
+        log.warning(
+            "The trunk has RANDOM WEIGHTS (model.weights is null): this run shows that everything works, "
+            "not how well it segments"
+        )
+    else:
+        log.info("Trunk: %s", trunk.weights)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from uscl.data.cache import read_case
 from uscl.data.datasets.cases import Case, DataSet
 from uscl.data.patches import Preprocessing
-from uscl.data.prepared import is_written, stored_bytes, vanished_ids, write_case
-from uscl.data.store import read_case
+from uscl.data.store import is_written, stored_bytes, vanished_ids, write_case
 from uscl.data.sweeps import is_assumed
 from uscl.errors import InputError
 

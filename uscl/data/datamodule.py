@@ -14,12 +14,12 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from uscl.data.augmentations import Augmentation
+from uscl.data.cache import CaseCache
 from uscl.data.datasets import READERS, Case, DataSet, Split, assign_splits, few_shot
 from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, Region, single
 from uscl.data.patches import Preprocessing
-from uscl.data.prepared import read_prepared
 from uscl.data.prompts import read_prompts
-from uscl.data.store import PreparedStore
+from uscl.data.store import read_prepared
 from uscl.data.training_patches import PatchNumbers, PatchSampling, TrainingPatches
 from uscl.errors import InputError
 from uscl.seeds import run_seed
@@ -120,7 +120,7 @@ class VolumeDataModule(LightningDataModule):
         self.prompts = prompts
         self.leave_out: frozenset[tuple[str, str]] = frozenset()
         self._data_set: DataSet | None = None
-        self._store: PreparedStore | None = None
+        self._cache: CaseCache | None = None
         self._objects: dict[Split, list[tuple[Case, str]]] = {}
 
     def read_data_set(self) -> DataSet:
@@ -138,12 +138,12 @@ class VolumeDataModule(LightningDataModule):
         return self._data_set
 
     @property
-    def store(self) -> PreparedStore:
+    def cache(self) -> CaseCache:
         """The prepared cases."""
-        if self._store is None:
+        if self._cache is None:
             folder = Path(self.root).expanduser() if self.dataset == "prepared" else None
-            self._store = PreparedStore(self.preprocessing, self.data_set, self.cached_cases, folder)
-        return self._store
+            self._cache = CaseCache(self.preprocessing, self.data_set, self.cached_cases, folder)
+        return self._cache
 
     def setup(self, stage: Literal["fit", "validate", "test", "predict"] | str) -> None:
         """Reads what the stage needs and fails early where it is not there.
@@ -187,7 +187,7 @@ class VolumeDataModule(LightningDataModule):
                 "process(es); raise data.patches_per_epoch or lower data.batch_size"
             )
         patches = TrainingPatches(
-            self.store, cases_of, self.sampling, self.seed, self.augmentation, self.train_patch_size, self.objects
+            self.cache, cases_of, self.sampling, self.seed, self.augmentation, self.train_patch_size, self.objects
         )
         sampler = PatchNumbers(length, self._rank, self._world_size)
         return self._loader(patches, sampler, batch_size=self.batch_size, drop_last=True)
@@ -200,7 +200,7 @@ class VolumeDataModule(LightningDataModule):
         if self._looks_at_labels("val"):
             return self._objects_loader("val")
         still = replace(self.sampling, flip_probability=0.0)
-        patches = TrainingPatches(self.store, {None: cases}, still, self.seed)
+        patches = TrainingPatches(self.cache, {None: cases}, still, self.seed)
         sampler = EveryObjectOnce(max(len(cases), self.batch_size), self._rank, self._world_size)
         return self._loader(patches, sampler, batch_size=self.batch_size)
 
@@ -227,7 +227,7 @@ class VolumeDataModule(LightningDataModule):
             for case, name in self._objects[split]
             if split != "test" or (case.name, name) not in self.leave_out
         ]
-        objects = LabelledObjects(self.store, left, split == "test", self.region)
+        objects = LabelledObjects(self.cache, left, split == "test", self.region)
         sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)
         return self._loader(objects, sampler, batch_size=1, collate_fn=single)
 
@@ -248,7 +248,7 @@ class VolumeDataModule(LightningDataModule):
         wanted = self.data_set.classes
         objects, vanished = [], []
         for case in track(cases, f"Looking through {len(cases)} {split} cases", disable=len(cases) < 2, transient=True):
-            prepared = self.store.labelled(case)[0]
+            prepared = self.cache.labelled(case)[0]
             present = set(prepared.summary)
             if not present and case.label is not None and not case.label.is_dir():
                 raise InputError(

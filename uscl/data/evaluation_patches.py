@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
+from uscl.data.cache import CaseCache, read_case
 from uscl.data.datasets import Case
 from uscl.data.patches import Preprocessing, Sliceable, corner_around, corner_around_box
 from uscl.data.prompts import Prompt, mask_names
-from uscl.data.store import PreparedStore, read_case
 from uscl.data.sweeps import is_assumed, read_sweep
 from uscl.data.volume import Array, Index, Volume
 from uscl.errors import InputError
@@ -30,7 +30,7 @@ class LabelledObjects(Dataset[dict[str, Any]]):
     Clicks are set by whoever evaluates, but for a first one that places the patch.
 
     Args:
-        store: prepared cases.
+        cache: of prepared cases.
         objects: the pairs of case and class.
         with_reference: also give the reference mask on the image's own grid, for scoring there.
         region: see :data:`Region`.
@@ -38,12 +38,12 @@ class LabelledObjects(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        store: PreparedStore,
+        cache: CaseCache,
         objects: Sequence[tuple[Case, str]],
         with_reference: bool,
         region: Region = "label",
     ) -> None:
-        self.store = store
+        self.cache = cache
         self.objects = tuple(objects)
         self.with_reference = with_reference
         self.region = region
@@ -63,27 +63,27 @@ class LabelledObjects(Dataset[dict[str, Any]]):
             the patch, ``first_click``, voxel of the patch.
         """
         case, class_name = self.objects[number]
-        preprocessing = self.store.preprocessing
-        prepared, label = self.store.labelled(case)
-        box = prepared.box(self.store.data_set.classes[class_name])
+        preprocessing = self.cache.preprocessing
+        prepared, label = self.cache.labelled(case)
+        box = prepared.box(self.cache.data_set.classes[class_name])
         assert box is not None, "objects are listed from what occurs"
         corner, first = corner_around_box(box, preprocessing.patch_size), None
         if self.region == "first_click":
-            found = np.argwhere(self.store.data_set.mask(label[:], class_name))
-            draw = seeded_draw("click", self.store.data_set.name, case.name, class_name, 1)
+            found = np.argwhere(self.cache.data_set.mask(label[:], class_name))
+            draw = seeded_draw("click", self.cache.data_set.name, case.name, class_name, 1)
             first = found[draw(len(found))]
             corner = corner_around(first, preprocessing.patch_size)
-        target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
+        target = self.cache.data_set.mask(preprocessing.cut(label, corner), class_name)
         if not target.any():  # the middle of an object in two distant parts may hold none of it
-            found = np.argwhere(self.store.data_set.mask(label[:], class_name))
+            found = np.argwhere(self.cache.data_set.mask(label[:], class_name))
             middle = np.mean(box, axis=1)
             corner = corner_around(found[np.square(found - middle).sum(1).argmin()], preprocessing.patch_size)
-            target = self.store.data_set.mask(preprocessing.cut(label, corner), class_name)
+            target = self.cache.data_set.mask(preprocessing.cut(label, corner), class_name)
         item = {
             **_patch(preprocessing, prepared.image, corner),
             "target": torch.from_numpy(target),
             "grid": prepared.grid,
-            "data_set": self.store.data_set.name,
+            "data_set": self.cache.data_set.name,
             "case": case.name,
             "patient": case.patient,
             "class_name": class_name,
@@ -93,7 +93,7 @@ class LabelledObjects(Dataset[dict[str, Any]]):
             item["first_click"] = (x, y, z)
         if self.with_reference:
             reference, measured = self._read_label(case)
-            mask = self.store.data_set.mask(reference.array, class_name)
+            mask = self.cache.data_set.mask(reference.array, class_name)
             item |= {"reference": mask, "spacing": reference.spacing, "measured": measured}
         return item
 
@@ -103,7 +103,7 @@ class LabelledObjects(Dataset[dict[str, Any]]):
         Objects of one case come one after the other, so the last one is kept.
         """
         if self._last is None or self._last[0] != case.name:
-            label = read_case(case, self.store.data_set)[1]
+            label = read_case(case, self.cache.data_set)[1]
             assert label is not None
             measured = not is_assumed(case.image, case.reading)
             self._last = (case.name, label if measured else replace(label, spacing=(1.0, 1.0, 1.0)), measured)

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 from uscl.data.augmentations import Augmentation, augment
+from uscl.data.cache import CaseCache
 from uscl.data.datasets import Case
 from uscl.data.patches import Grid, corner_around, corner_around_box
-from uscl.data.store import PreparedStore
 from uscl.data.volume import Array, Index
 from uscl.errors import InputError
 from uscl.seeds import derive_seed
@@ -48,7 +48,7 @@ class TrainingPatches(Dataset[dict[str, Any]]):
     """Patch n of the stream. Classes are drawn evenly, then one of the cases that have the class.
 
     Args:
-        store: prepared cases.
+        cache: of prepared cases.
         cases_of: for each class the cases that have it; one key None with all cases where labels are not looked at.
         sampling: where to cut.
         seed: of the stream.
@@ -59,7 +59,7 @@ class TrainingPatches(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        store: PreparedStore,
+        cache: CaseCache,
         cases_of: Mapping[str | None, Sequence[Case]],
         sampling: PatchSampling,
         seed: int,
@@ -67,9 +67,9 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         size: int | None = None,
         objects: int = 1,
     ) -> None:
-        self.store = store
-        size = store.preprocessing.patch_size if size is None else size
-        self.preprocessing, self.objects = replace(store.preprocessing, patch_size=size), objects
+        self.cache = cache
+        size = cache.preprocessing.patch_size if size is None else size
+        self.preprocessing, self.objects = replace(cache.preprocessing, patch_size=size), objects
         self.cases_of = {key: tuple(cases) for key, cases in cases_of.items() if cases}
         self.sampling = sampling
         self.seed = seed
@@ -99,14 +99,14 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         )
 
     def _cut(self, case: Case, class_name: str | None, random: np.random.Generator) -> dict[str, Any] | None:
-        preprocessing, sampling, data_set = self.preprocessing, self.sampling, self.store.data_set
+        preprocessing, sampling, data_set = self.preprocessing, self.sampling, self.cache.data_set
         size = preprocessing.patch_size
-        prepared = self.store.get(case)
+        prepared = self.cache.get(case)
         label = None
         if class_name is None:
             corner = _corner_anywhere(prepared.image.shape, size, random)
         else:
-            label, ids = self.store.labelled(case)[1], data_set.classes[class_name]
+            label, ids = self.cache.labelled(case)[1], data_set.classes[class_name]
             box = prepared.box(ids)
             if box is None:
                 return None
@@ -137,7 +137,7 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         """Objects to click on besides the one that a patch was cut for: large enough, and not all of it."""
         if self.objects == 1:
             return []
-        data_set = self.store.data_set
+        data_set = self.cache.data_set
         masks = [data_set.mask(labelled, name) for name in data_set.classes if name != class_name]
         large = [mask for mask in masks if self.sampling.minimum_foreground <= np.count_nonzero(mask) < mask.size]
         return [large[i] for i in random.permutation(len(large))[: self.objects - 1]]

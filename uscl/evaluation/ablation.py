@@ -9,7 +9,7 @@ from statistics import median
 from uscl.errors import InputError
 from uscl.evaluation import paper
 from uscl.evaluation.cost import Cost
-from uscl.evaluation.report import Figure, ReportTable
+from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.runs import BASELINE, Run, Setting, data_sets, is_scan, samples
 from uscl.evaluation.statistics import Estimate, Sample, differences, estimate
 
@@ -106,16 +106,16 @@ def look_at(runs: Sequence[Run], clicks: int = 10, data_set: str | None = None) 
 
 def table3(ablation: Ablation) -> ReportTable:
     """Which part is tuned, with VCL first and without."""
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     for modules, title in _PARTS.items():
         told, untold = (paper.MODULES[modules, vcl] for vcl in (True, False))
         first, plain = (replace(ablation.main, modules=modules, vcl=vcl) for vcl in (True, False))
         lines.append(
             (
                 title,
-                Figure(ablation.dice(first), told),
-                Figure(ablation.dice(plain), untold),
-                Figure(ablation.gain(first, plain), told - untold, difference=True),
+                ReportCell(ablation.dice(first), told),
+                ReportCell(ablation.dice(plain), untold),
+                ReportCell(ablation.gain(first, plain), told - untold, difference=True),
             )
         )
     title, head = f"Table 3: tuned module and VCL, LoRA of rank {ablation.main.rank}", ("with VCL", "without VCL")
@@ -125,11 +125,11 @@ def table3(ablation: Ablation) -> ReportTable:
 def table4(ablation: Ablation) -> ReportTable:
     """Tuning methods, on what was tuned on and on what was not."""
     columns = (ablation.tuned_on, *ablation.scans)
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     for name in paper.METHODS:
         setting = ablation.main if name == "LoRA" else ablation.whole(name)
         told = [paper.METHODS[name][paper.data_set_key(column)] for column in columns]
-        figures = [Figure(ablation.dice(setting, c), t) for c, t in zip(columns, told, strict=True)]
+        figures = [ReportCell(ablation.dice(setting, c), t) for c, t in zip(columns, told, strict=True)]
         lines.append((described(setting) if setting else _METHODS[name], *figures))
     title = f"Table 4: tuning methods, tuned on {ablation.tuned_on}"
     return ReportTable("table4", title, ("method", *columns), tuple(lines), _note(ablation))
@@ -138,10 +138,10 @@ def table4(ablation: Ablation) -> ReportTable:
 def table5(ablation: Ablation) -> ReportTable:
     """Rank and tuned module."""
     ran = {run.setting.rank for run in ablation.runs if run.setting.method == "LoRA"}
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     for rank in sorted(ran | {rank for rank, _ in paper.RANKS}):
         settings = [replace(ablation.main, modules=modules, rank=rank) for modules in _PARTS]
-        lines.append((str(rank), *(Figure(ablation.dice(s), paper.RANKS.get((rank, s.modules))) for s in settings)))
+        lines.append((str(rank), *(ReportCell(ablation.dice(s), paper.RANKS.get((rank, s.modules))) for s in settings)))
     how = "after VCL" if ablation.main.vcl else "without VCL"
     return ReportTable(
         "table5",
@@ -154,7 +154,7 @@ def table5(ablation: Ablation) -> ReportTable:
 
 def cost_table(ablation: Ablation) -> ReportTable:
     """What each setting cost, medians over its runs."""
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     for setting in sorted({run.setting for run in ablation.runs if run.cost}):
         costs = ablation.costs(setting)
         figures = (

@@ -33,11 +33,11 @@ def _drawn(ablation: Ablation) -> dict[str, Setting]:
 def draw_curves(ablation: Ablation, file: Path) -> None:
     """Dice against the number of clicks as a PNG, one panel per data set, with 95 % bands."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure
 
     names = (ablation.tuned_on, *ablation.scans)
     methods = _drawn(ablation)
-    canvas = Canvas(figsize=(4.2 * len(names), 3.8), layout="constrained")
+    canvas = Figure(figsize=(4.2 * len(names), 3.8), layout="constrained")
     FigureCanvasAgg(canvas)
     for axes, data_set in zip(canvas.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
         for (name, setting), (colour, mark, dash) in zip(methods.items(), cycle(_STYLES), strict=False):
@@ -74,7 +74,7 @@ def _curve(ablation: Ablation, setting: Setting, data_set: str) -> dict[int, Est
 def draw_boxes(ablation: Ablation, file: Path) -> None:
     """Dice by class and method on what was tuned on, as a PNG, if there is any: box plots with every object a dot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure
 
     methods = _drawn(ablation)
     found = {
@@ -84,7 +84,7 @@ def draw_boxes(ablation: Ablation, file: Path) -> None:
     if not found:
         return
     classes = sorted({sample.class_name for some in found.values() for sample in some})
-    canvas = Canvas(figsize=(max(6.0, 0.35 * len(classes) * (len(found) + 1.5)), 4.0), layout="constrained")
+    canvas = Figure(figsize=(max(6.0, 0.35 * len(classes) * (len(found) + 1.5)), 4.0), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots()
     step = len(found) + 1

@@ -10,7 +10,7 @@ from statistics import median
 from uscl.evaluation import paper
 from uscl.evaluation.ablation import Ablation
 from uscl.evaluation.cost import Cost
-from uscl.evaluation.report import Figure, ReportTable
+from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.runs import BASELINE, Setting
 from uscl.evaluation.statistics import Estimate, signed_rank
 
@@ -59,11 +59,11 @@ def p_text(p: float) -> str:
 
 def claims_table(ablation: Ablation) -> ReportTable:
     """The paper's claims, what became of them here, and a verdict on each."""
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     for claim in [*_on_modules(ablation), *_on_ranks(ablation), *_on_methods(ablation)]:
         found = ablation.gain(claim.ours, claim.theirs, claim.where)
         p = p_text(signed_rank(ablation.pairs(claim.ours, claim.theirs, claim.where)))
-        lines.append((claim.text, Figure(found, claim.told, difference=True), p, verdict(found)))
+        lines.append((claim.text, ReportCell(found, claim.told, difference=True), p, verdict(found)))
     told = {"time per step": paper.HOURS, "memory": paper.GIGABYTES}
     # Memory of a process on a CPU holds its libraries too, which would hide what differs.
     measures: dict[str, Callable[[Cost], float | None]] = {

@@ -9,7 +9,7 @@ from statistics import fmean
 from uscl.evaluation import paper
 from uscl.evaluation.ablation import Ablation, described
 from uscl.evaluation.claims import p_text
-from uscl.evaluation.report import Figure, ReportTable
+from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.rows import ResultRow
 from uscl.evaluation.runs import BASELINE, Setting, rows_behind, samples
 from uscl.evaluation.statistics import Sample, estimate, signed_rank
@@ -97,10 +97,10 @@ def _lines(
     chosen: Callable[[Setting, str, int], list[Sample]],
     told: Callable[[str, str, int], float | None],
     behind: Callable[[Setting, str, int], list[ResultRow]],
-) -> tuple[tuple[str | Figure, ...], ...]:
+) -> tuple[tuple[str | ReportCell, ...], ...]:
     scored = {row.clicks for run in ablation.runs for rows in run.rows.values() for row in rows}
     missing = {run.setting: run.missing for run in ablation.runs if run.missing}
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     for name, setting in methods.items():
         absent = missing.get(setting, "not run") if setting else "not run"
         for clicks in sorted(scored | {*paper.POINTS}):
@@ -113,7 +113,7 @@ def _lines(
                 # The whole reason, which may be a long address, once a line.
                 reason = absent if place == 0 else absent.partition(":")[0]
                 figures.append(
-                    Figure(
+                    ReportCell(
                         estimate(found) if found else None,
                         own,
                         absent=reason,
@@ -128,7 +128,7 @@ def _lines(
 
 
 def _note(
-    ablation: Ablation, columns: Sequence[str], lines: Sequence[Sequence[str | Figure]], data_sets: Sequence[str]
+    ablation: Ablation, columns: Sequence[str], lines: Sequence[Sequence[str | ReportCell]], data_sets: Sequence[str]
 ) -> str:
     """What the figures are of, by which protocol, and of how many objects."""
     protocols = {name: run.protocols[name] for run in ablation.runs for name in data_sets if run.protocols.get(name)}
@@ -138,7 +138,7 @@ def _note(
     ]
     sizes = []
     for column, *figures in zip(columns, *(line[2:] for line in lines), strict=True):
-        found = [figure.here for figure in figures if isinstance(figure, Figure) and figure.here]
+        found = [figure.here for figure in figures if isinstance(figure, ReportCell) and figure.here]
         if found:
             largest = max(found, key=lambda one: one.n)
             sizes.append(f"{column} {largest.n} ({largest.patients})")
@@ -147,13 +147,13 @@ def _note(
 
 def differences_table(ablation: Ablation) -> ReportTable:
     """Ours minus every other method that was run, on the same objects with the same first click."""
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     for name, setting in methods_of(ablation).items():
         for data_set in (ablation.tuned_on, *ablation.scans) if setting and setting != ablation.main else ():
             pairs = ablation.pairs(ablation.main, setting, (data_set,))
             if pairs:
                 found = estimate(pairs)
-                shown = Figure(found, difference=True)
+                shown = ReportCell(found, difference=True)
                 lines.append(
                     (
                         name,
@@ -176,7 +176,7 @@ def differences_table(ablation: Ablation) -> ReportTable:
 
 def reach_table(ablation: Ablation, goals: Sequence[float] = (0.8, 0.9)) -> ReportTable:
     """How many clicks it takes to reach a Dice (NoC); an object that never gets there counts with the most scored."""
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     scored = {data_set: _scored_by_all(ablation, data_set) for data_set in (ablation.tuned_on, *ablation.scans)}
     for name, setting in methods_of(ablation).items():
         for data_set, counts in scored.items():
@@ -221,7 +221,7 @@ def _by_object(ablation: Ablation, setting: Setting, data_set: str, counts: set[
 def failures_table(ablation: Ablation, count: int = 10) -> ReportTable:
     """The objects that came out worst with ours, means over seeds."""
     setting, found = ours_or_untouched(ablation), by_dice(ablation)
-    lines: list[tuple[str | Figure, ...]] = []
+    lines: list[tuple[str | ReportCell, ...]] = []
     for (data_set, case, class_name), rows in found[:count]:
         hd95, volume = fmean(row.hd95 for row in rows), fmean(row.volume_error for row in rows)
         lines.append(

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from uscl.evaluation.report import Figure, ReportTable
+from uscl.evaluation.report import ReportCell, ReportTable
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
@@ -65,7 +65,7 @@ def _picture(title: str, picture: bytes) -> str:
 
 
 def _section(table: ReportTable) -> str:
-    doubled = [any(isinstance(line[i], Figure) for line in table.lines) for i in range(len(table.head))]
+    doubled = [any(isinstance(line[i], ReportCell) for line in table.lines) for i in range(len(table.head))]
     head = "".join(
         f'<th colspan="2">{escape(name)}</th>' if two else f"<th>{escape(name)}</th>"
         for name, two in zip(table.head, doubled, strict=True)
@@ -88,7 +88,7 @@ def _section(table: ReportTable) -> str:
 {note}"""
 
 
-def _cell(cell: str | Figure, doubled: bool) -> str:
+def _cell(cell: str | ReportCell, doubled: bool) -> str:
     if isinstance(cell, str):
         return f"<td{' colspan=2' * doubled}>{escape(cell)}</td>"
     mean, bracket, interval = str(cell).partition(" [")

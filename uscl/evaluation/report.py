@@ -13,7 +13,7 @@ from uscl.evaluation.statistics import Estimate
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportCell:
     """One cell: what was measured beside what the paper tells.
 
     Attributes:
@@ -55,19 +55,19 @@ class ReportTable:
         name: of its files, e.g. ``table3``.
         title: above it.
         head: names of the columns.
-        lines: cells; a :class:`Figure` takes two columns, ``here`` and ``paper``.
+        lines: cells; a :class:`ReportCell` takes two columns, ``here`` and ``paper``.
         note: below it.
     """
 
     name: str
     title: str
     head: tuple[str, ...]
-    lines: tuple[tuple[str | Figure, ...], ...]
+    lines: tuple[tuple[str | ReportCell, ...], ...]
     note: str = ""
 
     def text(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines as text, every figure in its two columns."""
-        doubled = [any(isinstance(line[i], Figure) for line in self.lines) for i in range(len(self.head))]
+        doubled = [any(isinstance(line[i], ReportCell) for line in self.lines) for i in range(len(self.head))]
         head: list[str] = []
         for name, two in zip(self.head, doubled, strict=True):
             head += [f"{name}: here", "paper"] if two else [name]
@@ -75,7 +75,7 @@ class ReportTable:
         for line in self.lines:
             cells: list[str] = []
             for cell, two in zip(line, doubled, strict=True):
-                cells += [str(cell), cell.told] if isinstance(cell, Figure) else [cell, *[""] * two]
+                cells += [str(cell), cell.told] if isinstance(cell, ReportCell) else [cell, *[""] * two]
             lines.append(cells)
         return head, lines
 
@@ -105,7 +105,7 @@ def spreadsheet(table: ReportTable) -> str:
     for line in table.lines:
         row = " / ".join(cell for cell in line if isinstance(cell, str))
         for name, cell in zip(table.head, line, strict=True):
-            if isinstance(cell, Figure):
+            if isinstance(cell, ReportCell):
                 found = cell.here if cell.here is not None and cell.here.n else None
                 own = [f"{100 * value:.4f}" for value in (found.mean, found.low, found.high)] if found else [""] * 3
                 counts = [found.n, found.patients, found.seeds, cell.missed] if found else [""] * 4

@@ -12,9 +12,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, load_trunk
+from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, announce_trunk, load_trunk
 from uscl.errors import InputError
-from uscl.stages.common import announce_trunk, check_checkpoint, configure_optimizers, data_preprocessing
+from uscl.optim import configure_optimizers
+from uscl.stages.checkpoints import check_checkpoint
+from uscl.stages.preprocessing import data_preprocessing
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,10 @@ from monai.losses.dice import DiceCELoss
 from torch import Tensor
 
 import uscl
-from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, load_trunk
+from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, announce_trunk, load_trunk
+from uscl.backbone.small_patches import on_small_patches
 from uscl.errors import InputError
+from uscl.optim import configure_optimizers
 from uscl.prompting import (
     Click,
     ClickProtocol,
@@ -28,15 +30,8 @@ from uscl.prompting import (
 )
 from uscl.prompting.objects import ObjectClicks, objects_rollout, soft_dice_bce
 from uscl.seeds import derive_seed, run_seed, seeded_draw
-from uscl.stages.common import (
-    announce_trunk,
-    check_checkpoint,
-    configure_optimizers,
-    data_preprocessing,
-    remember_trunk,
-    warn_of_other_preprocessing,
-)
-from uscl.stages.small_patches import on_small_patches
+from uscl.stages.checkpoints import check_checkpoint, remember_trunk
+from uscl.stages.preprocessing import data_preprocessing, warn_of_other_preprocessing
 from uscl.tuning import Adapter, LoRA, TuningMethod, load_adapter, train_only, trainable_parameters
 from uscl.tuning.method import Part
 

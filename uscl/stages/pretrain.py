@@ -12,17 +12,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from uscl.backbone import SamMed3D, SamMed3DConfig, load_trunk
+from uscl.backbone import SamMed3D, SamMed3DConfig, initial_weights, load_trunk
 from uscl.errors import InputError
+from uscl.optim import MATRICES, configure_optimizers, is_hidden_matrix, learning_rate_factor
 from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
 from uscl.prompting.objects import ObjectClicks, objects_rollout, soft_dice_bce
 from uscl.seeds import derive_seed, run_seed, seeded_draw
-from uscl.stages import initial_weights
-from uscl.stages.common import check_checkpoint, configure_optimizers, data_preprocessing
-from uscl.stages.muon import MATRICES, is_hidden_matrix
+from uscl.stages.checkpoints import check_checkpoint
+from uscl.stages.preprocessing import data_preprocessing
 from uscl.tuning.full import NEVER_USED
 
 SEMANTIC_CLASSES = 64
@@ -61,34 +59,6 @@ def _in_place(values: Tensor, cells: int) -> Tensor:
     return split.reshape(batch, -1, *(cells * g for g in grid))
 
 
-def learning_rate_factor(module: nn.Module, parameter: nn.Parameter, reference: int = 384) -> float:
-    """Scales a layer's learning rate by its number of inputs, once they are more than ``reference``.
-
-    Adam moves every weight by about the learning rate, so the output of a layer moves in proportion to its inputs:
-    the 4096 voxels of a token would swing wildly at a rate that suits the 192 channels of a block. Source: the rule
-    for hidden layers under Adam in Yang et al. 2022 (https://arxiv.org/abs/2203.03466).
-    """
-    if parameter.ndim < 2 or not isinstance(module, nn.Linear | nn.Conv3d):
-        return 1.0
-    return min(1.0, reference / parameter[0].numel())
-
-
-class Trapezoid(LambdaLR):
-    """A learning rate that rises over ``warmup`` steps, stays, and falls to 0 over the last ``cooldown`` steps.
-
-    A run can be taken up with another number of steps at any time before it cools down.
-
-    Args:
-        optimizer: its learning rate is the one in between.
-        steps: length of the training.
-        warmup: steps.
-        cooldown: steps.
-    """
-
-    def __init__(self, optimizer: Optimizer, steps: int, warmup: int, cooldown: int) -> None:
-        super().__init__(optimizer, lambda step: min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / cooldown)))
-
-
 class PretrainModule(LightningModule):
     """Trains a SAM-Med3D, all of it, with clicks on several objects per encoded image.
 
@@ -100,7 +70,7 @@ class PretrainModule(LightningModule):
         backbone: configuration or variant name.
         weights: checkpoint to go on from; null starts from random weights.
         start_at_clicks: without weights: begin with masks of what is near the clicks and looks like them (see
-            :mod:`uscl.stages.initial_weights`). That asks for a tenth of the learning rates that suit random weights.
+            :mod:`uscl.backbone.initial_weights`). That asks for a tenth of the learning rates that suit random weights.
         clicks: how clicks are simulated.
         balance: how far the cross-entropy weighs inside and outside of each object alike, from 0 to 1 (see
             :func:`~uscl.prompting.objects.soft_dice_bce`).
@@ -110,7 +80,7 @@ class PretrainModule(LightningModule):
         val_clicks: numbers of clicks after which validation looks at Dice.
         transformer_rate: factor on the learning rates of the decoder's attention and MLPs. What starts at clicks is
             written down most exactly there, and the noise of few patches per step takes it apart.
-        optimizer: null is AdamW with SAM-Med3D's settings; :class:`~uscl.stages.muon.MuonAdamW` gets further in
+        optimizer: null is AdamW with SAM-Med3D's settings; :class:`~uscl.optim.muon.MuonAdamW` gets further in
             as many steps.
         lr_scheduler: stepped after every step, not every epoch.
         seed: of the clicks; null takes ``seed_everything``.

@@ -11,17 +11,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 import uscl
-from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, load_trunk
+from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, announce_trunk, load_trunk
+from uscl.backbone.small_patches import on_small_patches
 from uscl.errors import InputError
+from uscl.optim import configure_optimizers
 from uscl.seeds import Draw, run_seed, seeded_draw
-from uscl.stages.common import (
-    announce_trunk,
-    check_checkpoint,
-    configure_optimizers,
-    data_preprocessing,
-    remember_trunk,
-)
-from uscl.stages.small_patches import on_small_patches
+from uscl.stages.checkpoints import check_checkpoint, remember_trunk
+from uscl.stages.preprocessing import data_preprocessing
 from uscl.tuning import Adapter, LoRA, lora_state_dict
 from uscl.vcl import EmaTeacher, SubVolumes, VCLHead, VCLStudent, cut, position_labels, vcl_losses
 from uscl.vcl.losses import LossForm, VCLOutput

@@ -20,7 +20,7 @@ from rich.table import Table
 from uscl.data.checks import UNUSABLE, USABLE, CaseReport, check_and_prepare, write_report
 from uscl.data.datasets import READERS, DataSet, write_manifest
 from uscl.data.patches import Preprocessing
-from uscl.data.prepared import require_blosc2, write_data_set
+from uscl.data.store import require_blosc2, write_data_set
 from uscl.errors import InputError
 
 log = logging.getLogger(__name__)

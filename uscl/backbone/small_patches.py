@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from uscl.backbone import SamMed3D
 from uscl.backbone.attention import WindowAttention
+from uscl.backbone.sam_med3d import SamMed3D
 from uscl.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from uscl.cli.run_folder import SHARED, end_record
 from uscl.errors import InputError
 from uscl.evaluation.loggers import log_test
-from uscl.run_folder import SHARED, end_record
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from uscl.backbone import build_sam_med3d
 from uscl.backbone.config import VARIANTS
+from uscl.backbone.initial_decoder import LEVELS, MARKED, NEIGHBOURHOODS, STEEP, set_aside
+from uscl.backbone.initial_weights import cosines, intensity_code, start_at_clicks
 from uscl.backbone.mask_decoder import cells_in_place
-from uscl.stages.initial_decoder import LEVELS, MARKED, NEIGHBOURHOODS, STEEP, set_aside
-from uscl.stages.initial_weights import cosines, intensity_code, start_at_clicks
 
 SIZE = 32
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uscl.stages.initial_decoder import CODE, CONSTANT, Channels, alternating, pass_on, set_aside, start_decoder
+from uscl.backbone.initial_decoder import CODE, CONSTANT, Channels, alternating, pass_on, set_aside, start_decoder
 
 if TYPE_CHECKING:
     from uscl.backbone import SamMed3D

@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _set_up_logging()
     try:
         if command in _VERBS:
-            from uscl.lightning_cli import run
+            from uscl.cli.lightning_cli import run
 
             run(None if args is None else given)
         else:
@@ -81,7 +81,7 @@ def _run_tool(name: str, args: list[str]) -> None:
     from jsonargparse import ActionYesNo, ArgumentParser
 
     module = name.replace("-", "_")
-    function: Callable[..., None] = getattr(import_module(f"uscl.commands.{module}"), module)
+    function: Callable[..., None] = getattr(import_module(f"uscl.cli.commands.{module}"), module)
     text = parse(function.__doc__ or "")
     told = {parameter.arg_name: parameter.description for parameter in text.params}
     parameters = signature(function).parameters

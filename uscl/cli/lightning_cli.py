@@ -19,20 +19,18 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import uscl
+from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Scoring, WeightsExport
+from uscl.cli.follow_up import parse_experiments, run_tests
+from uscl.cli.run_folder import begin_record, claim_run_folder, end_record, release_run_folder, reopen_run_folder
 
 # Imported so that their short names work in YAML and on the command line.
 from uscl.comparators.module import ComparatorModule
 from uscl.data import VolumeDataModule
 from uscl.data.datasets import write_splits
-from uscl.data.mask_writer import MaskWriter
 from uscl.errors import InputError, WeightsNotFoundError
-from uscl.evaluation.cost import CostMeter
-from uscl.evaluation.scoring import Scoring
-from uscl.follow_up import parse_experiments, run_tests
 from uscl.phantom import PhantomDataModule, PhantomScansDataModule
 from uscl.phantom.pretraining import PretrainDataModule
-from uscl.run_folder import begin_record, claim_run_folder, end_record, release_run_folder, reopen_run_folder
-from uscl.stages import AdapterExport, DistillModule, LoRASegModule, PretrainModule, VCLPretrainModule, WeightsExport
+from uscl.stages import DistillModule, LoRASegModule, PretrainModule, VCLPretrainModule
 
 __all__ = [
     "ComparatorModule",

@@ -24,10 +24,10 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from uscl.commands.slurm import Slurm, run_on_slurm
-from uscl.commands.sweep_file import SweepFile, cell_command, cell_name, command_mark, read_sweep_file
+from uscl.cli.commands.slurm import Slurm, run_on_slurm
+from uscl.cli.commands.sweep_file import SweepFile, cell_command, cell_name, command_mark, read_sweep_file
+from uscl.cli.run_folder import RECORD
 from uscl.errors import InputError
-from uscl.run_folder import RECORD
 
 log = logging.getLogger(__name__)
 FINISHED, FAILED = "finished", "failed"

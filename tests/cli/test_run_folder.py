@@ -3,7 +3,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from uscl.run_folder import RECORD, SHARED, claim_run_folder, release_run_folder
+from uscl.cli.run_folder import RECORD, SHARED, claim_run_folder, release_run_folder
 
 
 @pytest.fixture(autouse=True)

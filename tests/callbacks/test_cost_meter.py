@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from uscl.evaluation.cost import CostMeter, read_cost
+from uscl.callbacks import CostMeter
+from uscl.evaluation.cost import read_cost
 
 
 class Clock:

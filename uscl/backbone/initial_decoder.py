@@ -1,4 +1,4 @@
-"""A mask decoder that begins as a kernel density of the clicks (see :mod:`uscl.stages.initial_weights`)."""
+"""A mask decoder that begins as a kernel density of the clicks (see :mod:`uscl.backbone.initial_weights`)."""
 
 from __future__ import annotations
 

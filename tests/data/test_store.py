@@ -13,10 +13,10 @@ import torch
 
 from uscl.cli import main
 from uscl.data import Preprocessing, VolumeDataModule, read_image, read_label, write_volume
+from uscl.data.cache import CaseCache
 from uscl.data.checks import check_and_prepare
 from uscl.data.datasets import read_folder
-from uscl.data.prepared import key_of, open_case, read_prepared, summarise
-from uscl.data.store import PreparedStore
+from uscl.data.store import key_of, open_case, read_prepared, summarise
 from uscl.data.training_patches import PatchSampling
 from uscl.data.volume import Volume
 from uscl.errors import InputError
@@ -115,10 +115,10 @@ def test_workers_change_nothing(prepared):
 
 
 def test_a_store_travels_to_a_spawned_process(prepared):
-    store = PreparedStore(SMALL, read_prepared(prepared[1]), 4, prepared[1])
-    case = store.data_set.cases[0]
-    image = store.get(case).image[:]
-    assert np.array_equal(pickle.loads(pickle.dumps(store)).get(case).image[:], image)
+    cache = CaseCache(SMALL, read_prepared(prepared[1]), 4, prepared[1])
+    case = cache.data_set.cases[0]
+    image = cache.get(case).image[:]
+    assert np.array_equal(pickle.loads(pickle.dumps(cache)).get(case).image[:], image)
 
 
 @pytest.mark.parametrize("region", ["label", "first_click"])
@@ -330,8 +330,8 @@ def test_two_runs_at_once_do_no_harm(tmp_path):
         run.join(120)
     assert [run.exitcode for run in runs] == [0, 0]
     data_set = read_prepared(out)
-    store = PreparedStore(SMALL, data_set, 4, out)
-    assert all(store.get(case).image[:].shape == store.get(case).grid.shape for case in data_set.cases)
+    cache = CaseCache(SMALL, data_set, 4, out)
+    assert all(cache.get(case).image[:].shape == cache.get(case).grid.shape for case in data_set.cases)
     assert not [path for path in (out / key_of(SMALL)).iterdir() if path.name.startswith(".")]
 
 

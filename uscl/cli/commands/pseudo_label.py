@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from uscl.cli.run_folder import begin_record, end_record
 from uscl.data.datasets.folder import read_description
 from uscl.data.datasets.ultrasound import CLASSES
 from uscl.data.sweeps import SweepReading, frame_numbers, read_sweep
@@ -28,7 +29,6 @@ from uscl.pseudo_label.quality import suggest_frames
 from uscl.pseudo_label.registration import Registration
 from uscl.pseudo_label.seggpt import SegGptEngine, SegGptSettings
 from uscl.pseudo_label.sweep import CheckSettings, LabelledSweep, check_key_frames, frames_of, label_sweep
-from uscl.run_folder import begin_record, end_record
 
 log = logging.getLogger(__name__)
 _MARK = ".uscl-pseudo-label"
