@@ -23,6 +23,7 @@ from rich.table import Table
 
 from uscl.cli.commands.prepare import prepare
 from uscl.data import PatchSampling, VolumeDataModule
+from uscl.data.datasets import Splitting
 from uscl.data.patches import Preprocessing
 from uscl.phantom import LAYOUTS, simulate_study
 from uscl.phantom.layouts.scans import ScanStudy
@@ -40,8 +41,7 @@ def loader(root: Path, dataset: Literal["amos", "prepared"], workers: int, patch
         dataset,
         batch_size=2,
         patches_per_epoch=patches,
-        test_fraction=0.0,
-        val_fraction=0.0,
+        split=Splitting(0.0, 0.0),
         num_workers=workers,
         cached_cases=1,
     )
@@ -54,7 +54,7 @@ def rate(root: Path, dataset: Literal["amos", "prepared"], workers: int, patches
     batches = iter(loader(root, dataset, workers, patches + 2))
     next(batches)
     begin = perf_counter()
-    count = sum(len(batch["image"]) for batch in batches)
+    count = sum(len(batch.image) for batch in batches)
     return count / (perf_counter() - begin)
 
 

@@ -69,23 +69,23 @@ def main() -> None:
     def run(kept: bool, segmenter: SamMed3DSegmenter, title: str) -> tuple[dict[str, float], list[float]]:
         seconds = dict.fromkeys(("read and prepare", "encode and decode", "score"), 0.0)
         found = []
-        objects = LabelledObjects(CaseCache(preprocessing, data_set, 64), pairs, with_reference=True)
+        objects = LabelledObjects(CaseCache(preprocessing, data_set, 64), pairs, with_truth=True)
         for number in track(range(len(pairs)), title):
             begin = perf_counter()
             if not kept:
-                objects = LabelledObjects(CaseCache(preprocessing, data_set, 1), pairs, with_reference=True)
+                objects = LabelledObjects(CaseCache(preprocessing, data_set, 1), pairs, with_truth=True)
             item = single([objects[number]])
             seconds["read and prepare"] += perf_counter() - begin
-            reference = Reference(item["reference"], item["spacing"])
-            draw = partial(seeded_draw, "click", item["data_set"], item["case"], item["class_name"])
+            reference = Reference(item.truth.mask, item.truth.spacing)
+            draw = partial(seeded_draw, "click", item["data_set"], item.case, item.class_name)
             begin = perf_counter()
-            for step in evaluation_rollout(segmenter, item["image"], item["target"], arguments.clicks, draw):
+            for step in evaluation_rollout(segmenter, item.image, item.target, arguments.clicks, draw):
                 seconds["encode and decode"] += perf_counter() - begin
                 begin = perf_counter()
                 if step.number in SCORED:
-                    mask = item["grid"].restore(step.logits.numpy(), item["corner"]).astype(bool)
+                    mask = item.grid.restore(step.logits.numpy(), item.corner).astype(bool)
                     if not kept:
-                        reference = Reference(item["reference"], item["spacing"])
+                        reference = Reference(item.truth.mask, item.truth.spacing)
                     found.append(reference.score(mask).dice)
                 seconds["score"] += perf_counter() - begin
                 begin = perf_counter()

@@ -5,7 +5,7 @@ it, later ones are random voxels of what is wrong. Clicks and cases are fixed by
 backbones can be compared row by row. Then one click is moved to another object of the patch: does the mask follow?
 
     python benchmarks/mini.py [--weights embedded] [--patients 8] [--card uscl/backbone/embedded/mini.json]
-    python benchmarks/mini.py --backbone mini_fine --shifts 4 --guided-filter --first-twice --out runs/fine \
+    python benchmarks/mini.py --backbone mini_fine --inference refined --out runs/fine \
       --against runs/mini/rows.csv
     python benchmarks/mini.py --skip-phantoms --set "real CT" folder scans/ct CT --set "BraTS" brats scans/brats t2f
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -36,12 +35,13 @@ from uscl.backbone import load_trunk
 from uscl.backbone.initial_weights import start_at_clicks
 from uscl.cli.run_folder import begin_record, claim_run_folder, end_record, release_run_folder
 from uscl.data.cache import CaseCache
-from uscl.data.datasets import READERS, Case, DataSet, read_amos, read_brats, read_folder
+from uscl.data.datasets import Case, DataSet, read_amos, read_brats, read_folder
 from uscl.data.patches import Preprocessing, corner_around_label
+from uscl.data.registry import DATA_SETS
 from uscl.errors import InputError
 from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
 from uscl.phantom.layouts.scans import ScanStudy
-from uscl.prompting import SamMed3DSegmenter, Shifts, evaluation_rollout
+from uscl.prompting import Preset, SamMed3DSegmenter, evaluation_rollout, resolve_inference
 from uscl.prompting.clicks import error_click
 from uscl.seeds import seeded_draw
 
@@ -49,8 +49,6 @@ CLICKS = (1, 3, 5, 10)
 MEAN = "mean over classes"
 SEED = 20_261
 """Of the held-out studies; training draws its anatomies under other names."""
-GUIDED, TWICE = ", guided filter", ", first click twice"
-"""Told with a group whose masks went through one, and whose first click was decoded twice."""
 SCANS, TOGETHER = ("phantom CT", "phantom MR", "phantom tumours"), "phantom CT, MR and tumours"
 """Groups that are also reported together."""
 CLICKABLE = 1000
@@ -81,9 +79,7 @@ def phantoms(folder: Path, patients: int) -> Iterator[Group]:
 
 def own(name: str, layout: str, root: str, modality: str) -> Group:
     """A data set named on the command line."""
-    if layout not in READERS:
-        raise InputError(f"--set {name!r}: no layout is called {layout!r}; there are {', '.join(READERS)}")
-    data_set = READERS[layout](Path(root), None if modality == "-" else modality).require_sound()
+    data_set = DATA_SETS.find(layout)(Path(root), None if modality == "-" else modality).require_sound()
     return Group(name, data_set, modality.lower() == "ct", 20)
 
 
@@ -101,6 +97,7 @@ def evaluate(group: Group, case: Case, segmenter: SamMed3DSegmenter) -> Iterator
         image = preprocessing.normalise(image, corner, prepared.image.shape)
         key = (group.name, case.name, name)
         row: dict[str, object] = {"group": group.name, "case": case.name, "class": name}
+        row["inference"] = segmenter.inference.in_words
         row["ml"] = round(float(mask.sum() * voxel_ml), 1)
         steps = evaluation_rollout(
             segmenter, torch.from_numpy(image)[None, None], here[name], max(CLICKS), partial(seeded_draw, "click", *key)
@@ -140,11 +137,10 @@ def figures(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         for name in [*dict.fromkeys(row["class"] for row in mine), None]:
             some = [row for row in mine if name in (None, row["class"])]
             lines.append({"group": group, "class": name or MEAN, **_figures(some)})
-    scans = [row | {"case": f"{row['group']}, {row['case']}"} for row in rows if _object(row)[0] in SCANS]
-    if {_object(row)[0] for row in scans} == set(SCANS):
-        inference = str(scans[0]["group"]).removeprefix(_object(scans[0])[0])
-        lines.append({"group": f"{TOGETHER}{inference}", "class": MEAN, **_figures(scans)})
-    return lines
+    scans = [row | {"case": f"{row['group']}, {row['case']}"} for row in rows if row["group"] in SCANS]
+    if {row["group"] for row in scans} == set(SCANS):
+        lines.append({"group": TOGETHER, "class": MEAN, **_figures(scans)})
+    return [{**line, "inference": rows[0]["inference"]} for line in lines]
 
 
 def _figures(rows: list[dict[str, object]]) -> dict[str, object]:
@@ -192,16 +188,29 @@ def against(rows: list[dict[str, object]], file: Path) -> list[dict[str, object]
 
 
 def _object(row: Mapping[str, object]) -> tuple[str, str, str]:
-    return re.sub(rf"(, \d shifts)?({GUIDED})?({TWICE})?$", "", str(row["group"])), str(row["case"]), str(row["class"])
+    return str(row["group"]), str(row["case"]), str(row["class"])
 
 
 def table(lines: list[dict[str, object]], what: str = "Dice") -> Table:
     """The figures to look at, in %."""
     shown = Table(title=f"{what} in % [95 % bootstrap interval by case]; research software, not a medical device")
-    for column in ("group", "class", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"):
+    for column in (
+        "group",
+        "inference",
+        "class",
+        "n (cases)",
+        *(f"{n} clicks" for n in CLICKS),
+        "click moved, mask followed",
+    ):
         shown.add_column(column)
     for line in lines:
-        shown.add_row(str(line["group"]), str(line["class"]), *_cells(line), end_section=line["class"] == MEAN)
+        shown.add_row(
+            str(line["group"]),
+            str(line["inference"]),
+            str(line["class"]),
+            *_cells(line),
+            end_section=line["class"] == MEAN,
+        )
     return shown
 
 
@@ -217,7 +226,8 @@ def _cells(line: dict[str, Any]) -> list[str]:
 def update_card(file: Path, lines: list[dict[str, object]]) -> None:
     """Puts the figures into the card (JSON), and tables of means and classes into the page of its name beside it."""
     card = json.loads(file.read_text(encoding="utf-8"))
-    kept = [line for line in card.get("figures", []) if line["group"] not in {new["group"] for new in lines}]
+    replaced = {(line["group"], line["inference"]) for line in lines}
+    kept = [line for line in card.get("figures", []) if (line["group"], line["inference"]) not in replaced]
     card["figures"] = kept + lines
     facts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in card.items() if key != "figures"]
     figures_text = ",\n  ".join(json.dumps(line) for line in card["figures"])
@@ -225,14 +235,15 @@ def update_card(file: Path, lines: list[dict[str, object]]) -> None:
     file.write_text("{\n" + text + "\n}\n", encoding="utf-8")
     page = file.with_suffix(".md")
     before, mark, _ = page.read_text(encoding="utf-8").partition("## Figures\n")
-    head = ["group", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"]
+    head = ["group", "inference", "n (cases)", *(f"{n} clicks" for n in CLICKS), "click moved, mask followed"]
     means = [line for line in card["figures"] if line["class"] == MEAN]
-    tables = [_markdown(head, [[line["group"], *_cells(line)] for line in means])]
-    for group in dict.fromkeys(line["group"] for line in card["figures"] if line["class"] != MEAN):
-        of_class = [line for line in card["figures"] if line["group"] == group and line["class"] != MEAN]
+    tables = [_markdown(head, [[line["group"], line["inference"], *_cells(line)] for line in means])]
+    own = [line for line in card["figures"] if line["class"] != MEAN]
+    for group, inference in dict.fromkeys((line["group"], line["inference"]) for line in own):
+        of_class = [line for line in own if (line["group"], line["inference"]) == (group, inference)]
         tables.append(
-            f"### {group}\n\n"
-            + _markdown(["class", *head[1:]], [[f"{line['class']}", *_cells(line)] for line in of_class])
+            f"### {group}, {inference}\n\n"
+            + _markdown(["class", *head[2:]], [[f"{line['class']}", *_cells(line)] for line in of_class])
         )
     page.write_text(before + mark + "\n" + "\n".join(tables), encoding="utf-8")
 
@@ -248,16 +259,14 @@ def main() -> None:
     parser.add_argument(
         "--weights", default="embedded", help="file, hf:// reference, embedded, start (untrained), random"
     )
-    parser.add_argument("--shifts", type=int, default=1, choices=get_args(Shifts), help="of the token grid, averaged")
-    parser.add_argument("--guided-filter", action="store_true", help="masks follow the edges of the image")
-    parser.add_argument("--first-twice", action="store_true", help="the first click is decoded twice")
+    parser.add_argument("--inference", default="published", choices=get_args(Preset), help="as in uscl segment")
     parser.add_argument("--patients", type=int, default=8, help="CTs, heads, patients with sweeps; half as many MRs")
     parser.add_argument("--skip-phantoms", action="store_true")
     parser.add_argument("--set", nargs=4, action="append", default=[], metavar=("NAME", "LAYOUT", "ROOT", "MODALITY"))
     parser.add_argument("--data", type=Path, default=Path("data/phantom/held_out"))
     parser.add_argument("--out", type=Path, default=Path("runs/mini"))
     parser.add_argument("--card", type=Path, help="model card (JSON) to write the figures into")
-    parser.add_argument("--against", type=Path, help="rows.csv of an earlier run: tells paired differences, too")
+    parser.add_argument("--against", type=Path, help="rows.csv of an earlier run: also shows paired differences")
     arguments = parser.parse_args()
     if arguments.against and not arguments.against.is_file():
         parser.error(f"--against {arguments.against}: no such file; give the rows.csv of an earlier run")
@@ -287,16 +296,11 @@ def measure(arguments: argparse.Namespace) -> None:
         start_at_clicks(trunk.model)
     groups = [own(*given) for given in arguments.set]
     groups += [] if arguments.skip_phantoms else phantoms(arguments.data, arguments.patients)
-    segmenter = SamMed3DSegmenter(trunk.model, True, arguments.shifts, arguments.guided_filter, arguments.first_twice)
+    segmenter = SamMed3DSegmenter(trunk.model, resolve_inference(arguments.inference, trunk.model.config))
     cases = [(group, case) for group in groups for case in group.data_set.cases if case.label]
     rows = [row for group, case in track(cases, "Scans") for row in evaluate(group, case, segmenter)]
     if not rows:
         raise InputError("nothing to score: no case has a label with an object that is large enough")
-    # Groups of their own in the card, on the same first clicks.
-    inference = f", {arguments.shifts} shifts" * (arguments.shifts > 1) + GUIDED * arguments.guided_filter
-    inference += TWICE * arguments.first_twice
-    for row in rows:
-        row["group"] = f"{row['group']}{inference}"
     with (arguments.out / "rows.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()

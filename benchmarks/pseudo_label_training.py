@@ -49,7 +49,7 @@ def main() -> None:
             "ultrasound",
             "--data.root",
             str(out / kind),
-            "--data.val_fraction",
+            "--data.split.val_fraction",
             "0",
         ]
         fit, test = (out / f"{verb}-{kind}-{arguments.epochs}" for verb in ("fit", "test"))

@@ -71,7 +71,7 @@ def look_at(model: SamMed3D, patch: dict[str, Tensor]) -> tuple[Tensor, ...]:
     Returns:
         [tokens, cells of a token], the same, [tokens, E], [tokens, cells x channels], [tokens, cells].
     """
-    image, target = patch["image"][None], patch["target"][0]
+    image, target = patch.image[None], patch.target[0]
     features: list[Tensor] = []
     upscaling = model.mask_decoder.output_upscaling
     hook = upscaling.register_forward_hook(lambda *told: features.append(told[2]))

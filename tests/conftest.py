@@ -1,6 +1,10 @@
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that all take every core only wait for each other. Before torch is imported, and for programs too.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -59,12 +63,22 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return simulate_study(LAYOUTS["ultrasound"], folder, settings)
 
 
-@pytest.fixture(scope="session")
-def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Studies of four patients, the third in MR, in the layouts of AMOS, TotalSegmentator and BraTS."""
+def simulate_scans(folder: Path, coarsen: int) -> dict[str, Path]:
     from uscl.phantom import LAYOUTS, simulate_study
     from uscl.phantom.layouts.scans import ScanStudy
 
-    folder = tmp_path_factory.mktemp("scans")
+    settings = ScanStudy(patients=4, coarsen=coarsen)
     names = ("amos", "totalsegmentator", "brats")
-    return {name: simulate_study(LAYOUTS[name], folder / name, ScanStudy(patients=4), workers=2) for name in names}
+    return {name: simulate_study(LAYOUTS[name], folder / name, settings) for name in names}
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Studies of four patients, the third in MR, in the layouts of AMOS, TotalSegmentator and BraTS; coarse voxels."""
+    return simulate_scans(tmp_path_factory.mktemp("scans"), 2)
+
+
+@pytest.fixture(scope="session")
+def full_scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same at the data sets' own size, which takes a minute; for slow tests."""
+    return simulate_scans(tmp_path_factory.mktemp("full_scans"), 1)

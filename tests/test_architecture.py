@@ -10,7 +10,7 @@ import pytest
 import uscl
 
 ROOT = Path(uscl.__file__).parent
-GROUND = {"errors", "seeds", "types"}
+GROUND = {"errors", "registry", "seeds", "types"}
 # What each room may import besides itself and the ground.
 ARROWS = {
     "backbone": set(),
@@ -25,7 +25,7 @@ ARROWS = {
     "comparators": {"backbone", "prompting", "data", "evaluation"},
     "stages": {"backbone", "optim", "tuning", "prompting", "vcl", "data", "evaluation"},
     "serving": {"backbone", "tuning", "prompting", "data"},
-    "callbacks": {"backbone", "prompting", "data", "evaluation", "stages"},
+    "callbacks": {"backbone", "data", "evaluation", "stages", "tuning"},
     "cli": {
         "backbone",
         "callbacks",

@@ -61,7 +61,7 @@ def make_trainer(folder, **options) -> Trainer:
 @pytest.mark.parametrize("interval", [1.0, 0.5], ids=["validation at the end", "validation within an epoch"])
 def test_only_steps_are_timed(tmp_path, monkeypatch, interval):
     clock = Clock()
-    monkeypatch.setattr("uscl.evaluation.cost.perf_counter", clock)
+    monkeypatch.setattr("uscl.callbacks.cost_meter.perf_counter", clock)
     data = DataLoader([{"image": torch.ones(2)} for _ in range(24)], batch_size=4)
     trainer = make_trainer(tmp_path, max_epochs=3, val_check_interval=interval, num_sanity_val_steps=1)
     trainer.fit(Worker(clock), data, DataLoader([{"image": torch.ones(2)}]))
@@ -89,7 +89,7 @@ def test_nothing_is_written_without_steps(tmp_path):
 def test_energy_where_the_device_tells(monkeypatch):
     import sys
 
-    from uscl.evaluation import cost
+    from uscl.callbacks import cost_meter
 
     told = iter([5000, 5000, 12500])
     nvml = SimpleNamespace(
@@ -99,6 +99,6 @@ def test_energy_where_the_device_tells(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="0815"))
-    meter = cost._energy_meter(torch.device("cuda", 0))
+    meter = cost_meter._energy_meter(torch.device("cuda", 0))
     assert (meter(), meter()) == (5.0, 12.5)
-    assert cost._energy_meter(torch.device("cpu"))() is None
+    assert cost_meter._energy_meter(torch.device("cpu"))() is None

@@ -11,7 +11,8 @@ pytest.importorskip("transformers")
 from safetensors.torch import save_file
 from small_sam import SmallSam, SmallSamMed2D
 
-from uscl.comparators import PUBLISHED, MobileSam, Sam, SamMed2D, TinySam, load_comparator
+from uscl.comparators import PUBLISHED, MobileSam, Sam, SamMed2D, TinySam
+from uscl.comparators.methods import load_model
 from uscl.comparators.pickles import read_pickled_tensors
 from uscl.errors import InputError, WeightsNotFoundError
 
@@ -56,7 +57,7 @@ def test_sam_med2d_out_of_its_pickle(small, state, tmp_path, legacy):
     file = tmp_path / "b.pth"
     content = {"model": state, "optimizer": optimiser, "epoch": 3, "more": {1, 2}, "x": Malicious()}
     torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    model, report = load_comparator(SmallSamMed2D(weights=str(file)))
+    model, report = load_model(SmallSamMed2D(weights=str(file)))
     assert not (tmp_path / "malicious-was-here").exists()
     assert not report.missing
     assert not report.unexpected
@@ -80,13 +81,13 @@ def test_sam(small, state, tmp_path, form):
     vanilla = {key: value for key, value in state.items() if ".Adapter." not in key}
     file = tmp_path / "sam.pth"
     torch.save(vanilla, file)
-    model, _ = load_comparator(SmallSam(weights=str(file)))
+    model, _ = load_model(SmallSam(weights=str(file)))
     if form == "transformers":
         file = tmp_path / "sam.safetensors"
         tensors = {key: value.clone() for key, value in model.sam.state_dict().items()}
         del tensors["prompt_encoder.shared_embedding.positional_embedding"]  # the library writes tied tensors once
         save_file(tensors, file)
-        model, report = load_comparator(SmallSam(weights=str(file)))
+        model, report = load_model(SmallSam(weights=str(file)))
         assert not report.unexpected
     close(model.encode(small["sam.img"]), small["sam.emb_adapters_off"])
 
@@ -111,7 +112,7 @@ def test_mobile_sam_at_full_size(load_parity, tmp_path, method):
         tensors[key] = torch.from_numpy(values.astype(np.float32))
     file = tmp_path / "mobile_sam.pt"
     torch.save(tensors, file)
-    model, report = load_comparator(method(weights=str(file)))
+    model, report = load_model(method(weights=str(file)))
     assert not report.unexpected
     image = np.random.RandomState(99).standard_normal((1, 3, 1024, 1024)).astype(np.float32)
     embedding = model.encode(torch.from_numpy(image))
@@ -128,14 +129,14 @@ def test_a_partly_random_model_is_refused(state, tmp_path):
     file = tmp_path / "sam.pth"
     torch.save({key: value for key, value in state.items() if "iou_token" not in key}, file)
     with pytest.raises(InputError, match=r"1 missing: sam\.mask_decoder\.iou_token\.weight"):
-        load_comparator(SmallSam(weights=str(file)))
+        load_model(SmallSam(weights=str(file)))
     # Without its adapters SAM-Med2D would be a plain SAM under a wrong name.
     torch.save({key: value for key, value in state.items() if ".Adapter." not in key}, file)
     with pytest.raises(InputError, match="missing"):
-        load_comparator(SmallSamMed2D(weights=str(file)))
+        load_model(SmallSamMed2D(weights=str(file)))
     torch.save({"something": torch.ones(2)}, file)
     with pytest.raises(InputError, match="expected a checkpoint of PromptedSam"):
-        load_comparator(SmallSam(weights=str(file)))
+        load_model(SmallSam(weights=str(file)))
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04 broken"])
@@ -143,7 +144,7 @@ def test_broken_pickles_are_named(tmp_path, content):
     file = tmp_path / "b.pth"
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"b\.pth"):
-        load_comparator(SmallSamMed2D(weights=str(file)))
+        load_model(SmallSamMed2D(weights=str(file)))
 
 
 def test_a_pickle_without_tensors(tmp_path):
@@ -156,12 +157,12 @@ def test_a_pickle_without_tensors(tmp_path):
 def test_weights_that_are_not_there_are_named_and_not_fetched(monkeypatch, tmp_path, method):
     monkeypatch.setenv("USCL_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsNotFoundError) as error:
-        load_comparator(method)
+        load_model(method)
     assert error.value.reference == method.published.reference
     placed = tmp_path / method.published.reference.removeprefix("hf://")
     assert str(placed) in str(error.value)
     with pytest.raises(WeightsNotFoundError, match="no such checkpoint"):
-        load_comparator(MobileSam(weights="absent.pt"))
+        load_model(MobileSam(weights="absent.pt"))
 
 
 def test_published_hashes_have_the_form_of_hashes():

@@ -10,6 +10,7 @@ from uscl.comparators import Sam, SliceSegmenter, Slicing
 from uscl.comparators.module import ComparatorModule
 from uscl.comparators.slices import prepare_slices
 from uscl.errors import InputError
+from uscl.evaluation.promptable import Evaluation
 from uscl.prompting import Click, evaluation_rollout
 from uscl.seeds import seeded_draw
 
@@ -175,4 +176,4 @@ def test_batches_hold_at_least_a_slice():
 @pytest.mark.parametrize("clicks", [(), (0, 1), (-3,)])
 def test_numbers_of_clicks_that_cannot_be(clicks):
     with pytest.raises(InputError, match="takes numbers from 1 on"):
-        ComparatorModule(Sam(), clicks)
+        ComparatorModule(Sam(), Evaluation(clicks))

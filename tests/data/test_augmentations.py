@@ -147,6 +147,6 @@ def test_depth_is_that_of_the_file_however_it_lies_in_space(tmp_path, name):
         grid = cache.get(case).grid
         sampling = PatchSampling("volume", flip_probability=0.0)
         patch = TrainingPatches(cache, {None: (case,)}, sampling, 0, only(name))[0]
-        patches.append(grid.restore_axes(patch["image"][0].numpy()))
+        patches.append(grid.restore_axes(patch.image[0].numpy()))
     assert np.array_equal(*patches)
     assert not np.array_equal(patches[0][::-1, ::-1], patches[1])

@@ -1,5 +1,6 @@
 import csv
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from uscl.data import PatchSampling, Preprocessing, VolumeDataModule, read_image, read_label, write_volume
 from uscl.data.augmentations import Augmentation
+from uscl.data.datasets import Splitting
 from uscl.data.training_patches import PatchNumbers
 from uscl.errors import InputError
 
@@ -28,10 +30,10 @@ def fitted(study) -> VolumeDataModule:
 
 def test_batches(fitted):
     batch = next(iter(fitted.train_dataloader()))
-    assert batch["image"].shape == batch["target"].shape == (2, 1, 64, 64, 64)
-    assert batch["image"].dtype == batch["target"].dtype == torch.float32
-    assert set(batch["target"].unique().tolist()) == {0.0, 1.0}
-    assert all(name in fitted.data_set.label_names.values() for name in batch["class_name"])
+    assert batch.image.shape == batch.target.shape == (2, 1, 64, 64, 64)
+    assert batch.image.dtype == batch.target.dtype == torch.float32
+    assert set(batch.target.unique().tolist()) == {0.0, 1.0}
+    assert all(name in fitted.data_set.label_names.values() for name in batch.class_name)
 
 
 def test_the_stream_is_numbered_and_each_number_is_one_patch(fitted, study):
@@ -41,12 +43,12 @@ def test_the_stream_is_numbered_and_each_number_is_one_patch(fitted, study):
     again = other.train_dataloader().dataset
     for number in (5, 0, 123456):
         first, second = patches[number], again[number]
-        assert torch.equal(first["image"], second["image"])
-        assert first["case"] == second["case"]
-    assert not torch.equal(patches[0]["image"], patches[1]["image"])
+        assert torch.equal(first.image, second.image)
+        assert first.case == second.case
+    assert not torch.equal(patches[0].image, patches[1].image)
     reseeded = module(study, seed=1)
     reseeded.setup("fit")
-    assert not torch.equal(reseeded.train_dataloader().dataset[0]["image"], patches[0]["image"])
+    assert not torch.equal(reseeded.train_dataloader().dataset[0].image, patches[0].image)
 
 
 def test_workers_change_nothing(study):
@@ -56,8 +58,8 @@ def test_workers_change_nothing(study):
         data.setup("fit")
         batches.append(list(data.train_dataloader()))
     for one, two in zip(*batches, strict=True):
-        assert torch.equal(one["image"], two["image"])
-        assert one["class_name"] == two["class_name"]
+        assert torch.equal(one.image, two.image)
+        assert one.class_name == two.class_name
 
 
 def test_augmentation_changes_training_patches_alone(study):
@@ -65,10 +67,10 @@ def test_augmentation_changes_training_patches_alone(study):
     for data in (plain, changed):
         data.setup("fit")
     first, second = (data.train_dataloader().dataset[3] for data in (plain, changed))
-    assert first["case"] == second["case"]
-    assert not torch.equal(first["image"], second["image"])
+    assert first.case == second.case
+    assert not torch.equal(first.image, second.image)
     held = [next(iter(data.val_dataloader())) for data in (plain, changed)]
-    assert torch.equal(held[0]["image"], held[1]["image"])
+    assert torch.equal(held[0].image, held[1].image)
 
 
 def test_patch_numbers_of_epochs_and_ranks():
@@ -89,7 +91,7 @@ def test_classes_are_drawn_evenly(study):
     data = module(study)
     data.setup("fit")
     patches = data.train_dataloader().dataset
-    drawn = [patches[number]["class_name"] for number in range(60)]
+    drawn = [patches[number].class_name for number in range(60)]
     present = {name for _, name in data._objects["train"]}
     assert len(present) >= 3
     assert min(drawn.count(name) for name in present) >= 60 / len(present) / 3
@@ -98,7 +100,7 @@ def test_classes_are_drawn_evenly(study):
 def test_chosen_classes_only(study):
     data = module(study, classes=["liver"], patches_per_epoch=4)
     data.setup("fit")
-    assert {data.train_dataloader().dataset[n]["class_name"] for n in range(5)} == {"liver"}
+    assert {data.train_dataloader().dataset[n].class_name for n in range(5)} == {"liver"}
     with pytest.raises(InputError, match=r"data\.classes: lung not among the classes"):
         module(study, classes=["lung"]).setup("fit")
 
@@ -108,51 +110,51 @@ def test_the_object_is_in_the_patch(study, centre):
     data = module(study, sampling=PatchSampling(centre=centre, minimum_foreground=20, jitter=3))
     data.setup("fit")
     patches = data.train_dataloader().dataset
-    assert all(patches[number]["target"].sum() >= 20 for number in range(10))
+    assert all(patches[number].target.sum() >= 20 for number in range(10))
 
 
 def test_several_objects_of_a_small_patch(study):
     sampling = PatchSampling("foreground", minimum_foreground=20)
-    one, many = (module(study, sampling=sampling, train_patch_size=32, objects=count) for count in (1, 4))
+    one, many = (module(study, sampling=replace(sampling, size=32, objects=count)) for count in (1, 4))
     for data in (one, many):
         data.setup("fit")
     single, several = (data.train_dataloader().dataset for data in (one, many))
     shown = []
     for number in range(12):
         patch = several[number]
-        assert patch["image"].shape == (1, 32, 32, 32)
-        assert patch["target"].shape == (4, 32, 32, 32)
-        assert patch["target"].flatten(1).sum(1).min() >= 20
-        assert torch.equal(patch["image"], single[number]["image"]), "the objects asked for do not move the patch"
-        assert torch.equal(patch["target"][0], single[number]["target"][0])
-        shown.append(len(patch["target"].flatten(1).unique(dim=0)))
+        assert patch.image.shape == (1, 32, 32, 32)
+        assert patch.target.shape == (4, 32, 32, 32)
+        assert patch.target.flatten(1).sum(1).min() >= 20
+        assert torch.equal(patch.image, single[number].image), "the objects asked for do not move the patch"
+        assert torch.equal(patch.target[0], single[number].target[0])
+        shown.append(len(patch.target.flatten(1).unique(dim=0)))
     assert max(shown) > 1
-    assert next(iter(many.val_dataloader()))["image"].shape[-1] == 64, "validation looks at whole patches"
-    image = single[0]["image"]
+    assert next(iter(many.val_dataloader())).image.shape[-1] == 64, "validation looks at whole patches"
+    image = single[0].image
     inside = image[image > image.min()]
     assert abs(inside.mean()) < 0.5, "normalised by itself"
 
 
 def test_labels_are_moved_with_the_image_by_augmentation(study):
     """Several objects come from one moved label map: each is where it is when it is cut alone."""
-    sampling = PatchSampling("foreground", minimum_foreground=20, flip_probability=0.0)
-    turned = module(study, sampling=sampling, objects=3, augmentation=Augmentation(1.0, rotation=30.0))
-    still = module(study, sampling=sampling, objects=3)
+    sampling = PatchSampling("foreground", minimum_foreground=20, flip_probability=0.0, objects=3)
+    turned = module(study, sampling=sampling, augmentation=Augmentation(1.0, rotation=30.0))
+    still = module(study, sampling=sampling)
     for data in (turned, still):
         data.setup("fit")
     moved, plain = (data.train_dataloader().dataset[2] for data in (turned, still))
-    assert set(moved["target"].unique().tolist()) == {0.0, 1.0}
-    assert not torch.equal(moved["target"][0], plain["target"][0])
-    volumes = [patch["target"][0].sum() for patch in (moved, plain)]
+    assert set(moved.target.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(moved.target[0], plain.target[0])
+    volumes = [patch.target[0].sum() for patch in (moved, plain)]
     assert 0.5 < volumes[0] / volumes[1] < 2
 
 
 def test_contrastive_patches_keep_their_size(study):
-    with pytest.raises(InputError, match=r"data\.objects and data\.train_patch_size are for training on labels"):
-        module(study, sampling=PatchSampling(centre="volume"), train_patch_size=32)
-    with pytest.raises(InputError, match=r"data\.objects must be at least 1, found 0"):
-        module(study, objects=0)
-    nothing = module(study, train_patch_size=0)
+    with pytest.raises(InputError, match=r"sampling\.objects and sampling\.size are for training on labels"):
+        PatchSampling(centre="volume", size=32)
+    with pytest.raises(InputError, match=r"sampling\.objects must be at least 1, found 0"):
+        PatchSampling(objects=0)
+    nothing = module(study, sampling=PatchSampling(size=0))
     nothing.setup("fit")
     with pytest.raises(InputError, match="patch_size at least 16, found"):
         nothing.train_dataloader()
@@ -161,11 +163,11 @@ def test_contrastive_patches_keep_their_size(study):
 def test_volume_patches_look_at_no_label(study, tmp_path):
     root = tmp_path / "unlabelled"
     shutil.copytree(study / "imagesTr", root / "imagesTr")
-    data = module(root, sampling=PatchSampling(centre="volume"), val_fraction=0.3, test_fraction=0.0)
+    data = module(root, sampling=PatchSampling(centre="volume"), split=Splitting(0.3, 0.0))
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    assert set(batch) == {"image", "case"}
-    assert next(iter(data.val_dataloader()))["image"].shape == (2, 1, 64, 64, 64)
+    assert batch._fields == ("image", "case")
+    assert next(iter(data.val_dataloader())).image.shape == (2, 1, 64, 64, 64)
 
 
 def test_an_object_too_small_is_passed_over_and_none_at_all_is_an_error(study):
@@ -181,8 +183,8 @@ def test_flips_move_image_and_target_together(study):
     for data in (still, flipped):
         data.setup("fit")
     one, two = (data.train_dataloader().dataset[3] for data in (still, flipped))
-    assert torch.equal(one["image"].flip(1, 2, 3), two["image"])
-    assert torch.equal(one["target"].flip(1, 2, 3), two["target"])
+    assert torch.equal(one.image.flip(1, 2, 3), two.image)
+    assert torch.equal(one.target.flip(1, 2, 3), two.target)
 
 
 def test_objects_for_testing(study):
@@ -193,17 +195,17 @@ def test_objects_for_testing(study):
     wanted = {(name, data.data_set.label_names[i]) for name, array in labels.items() for i in np.unique(array) if i}
     found = set()
     for item in loader:
-        found.add((item["case"], item["class_name"]))
-        assert item["image"].shape == (1, 1, 64, 64, 64)
-        assert item["target"].dtype == torch.bool
-        assert item["target"].any()
-        assert item["reference"].shape == labels[item["case"]].shape
+        found.add((item.case.name, item.class_name))
+        assert item.image.shape == (1, 1, 64, 64, 64)
+        assert item.target.dtype == torch.bool
+        assert item.target.any()
+        assert item.truth.mask.shape == labels[item.case.name].shape
         # The way back: the patch's own target, as logits, lands on the reference.
-        logits = item["target"].float().numpy() - 0.5
-        restored = item["grid"].restore(logits, item["corner"]).astype(bool)
-        dice = 2 * (restored & item["reference"]).sum() / (restored.sum() + item["reference"].sum())
+        logits = item.target.float().numpy() - 0.5
+        restored = item.grid.restore(logits, item.corner).astype(bool)
+        dice = 2 * (restored & item.truth.mask).sum() / (restored.sum() + item.truth.mask.sum())
         # 3 mm voxels cannot hold the thin films of fluid.
-        assert dice > (0.4 if item["reference"].sum() < 2000 or item["class_name"] == "seroperitoneum" else 0.8)
+        assert dice > (0.4 if item.truth.mask.sum() < 2000 or item.class_name == "seroperitoneum" else 0.8)
     assert found <= wanted
     assert found
 
@@ -220,8 +222,8 @@ def test_prediction_opens_no_label(study, tmp_path):
         rows = list(csv.DictReader(stream))
     assert len(items) == len(rows)
     for item, row in zip(items, rows, strict=True):
-        assert item["mask_name"].endswith("__" + row["object"].replace(" ", "_"))
-        (index, foreground), *_ = item["points"]
+        assert item.mask_name.endswith("__" + row["object"].replace(" ", "_"))
+        (index, foreground), *_ = item.points
         assert foreground
         assert max(abs(i - 32) for i in index) <= 1, "the patch is centred on the click"
 
@@ -244,14 +246,18 @@ def test_a_single_scan_goes_to_the_side_that_is_asked_for(study, tmp_path):
         file = min((study / folder).glob("train*.nii.gz"))
         shutil.copy(file, tmp_path / folder)
     shutil.copy(study / "dataset.json", tmp_path)
-    with pytest.raises(InputError, match=r"test side of 1; --data\.val_fraction 0 --data\.test_fraction 1"):
+    with pytest.raises(
+        InputError, match=r"test side of 1; --data\.split\.val_fraction 0 --data\.split\.test_fraction 1"
+    ):
         module(tmp_path).setup("test")
-    everything = module(tmp_path, val_fraction=0.0, test_fraction=1.0)
+    everything = module(tmp_path, split=Splitting(0.0, 1.0))
     everything.setup("test")
     assert len(everything.test_dataloader()) > 0
-    with pytest.raises(InputError, match=r"train side of 1; --data\.val_fraction 0 --data\.test_fraction 0"):
+    with pytest.raises(
+        InputError, match=r"train side of 1; --data\.split\.val_fraction 0 --data\.split\.test_fraction 0"
+    ):
         everything.setup("fit")
-    module(tmp_path, val_fraction=0.0, test_fraction=0.0).setup("fit")
+    module(tmp_path, split=Splitting(0.0, 0.0)).setup("fit")
 
 
 @pytest.mark.parametrize("wrong", ["shape", "moved", "unknown id", "no foreground", "no label"])

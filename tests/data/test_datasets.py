@@ -158,7 +158,7 @@ def test_every_patient_is_in_one_fold_and_testing_stays():
     assert sum(len(fold) for fold in folds) == len(set().union(*folds)) == 9
     assert {len(fold) for fold in folds} == {2, 3}
     for wrong in ((4, 4), (-1, 3), (0, 1), (0, 10)):
-        with pytest.raises(InputError, match=r"data\.fold is \[.*the 9 patients that are not for testing"):
+        with pytest.raises(InputError, match=r"data\.split\.fold is \[.*the 9 patients that are not for testing"):
             assign_splits(data_set, 0.1, 0.2, 0, wrong)
 
 
@@ -170,7 +170,7 @@ def test_few_shots_are_nested_and_leave_the_other_sides_alone():
     assert chosen[0] < chosen[1] < chosen[2]
     for side in ("val", "test"):
         assert few_shot(data_set, 1, 0).in_split(side) == data_set.in_split(side)
-    with pytest.raises(InputError, match=r"data\.train_cases is 20; the training side has \d labelled cases"):
+    with pytest.raises(InputError, match=r"data\.split\.train_cases is 20; the training side has \d labelled cases"):
         few_shot(data_set, 20, 0)
 
 

@@ -33,11 +33,11 @@ def test_surfaces_are_compared_in_voxels_where_distances_are_assumed(tmp_path, r
     case = Case("a", tmp_path / "image", tmp_path / "label", "p", "test", reading)
     data_set = DataSet("sweeps", (case,), {1: "liver"})
     cache = CaseCache(Preprocessing(patch_size=16), data_set, 1)
-    item = LabelledObjects(cache, [(case, "liver")], with_reference=True)[0]
-    assert item["spacing"] == spacing
-    assert item["measured"] == (spacing != (1, 1, 1))
-    assert item["reference"].shape == (30, 24, 6)
-    assert item["grid"].source_spacing != (1, 1, 1), "the patch is cut in millimetres all the same"
+    item = LabelledObjects(cache, [(case, "liver")], with_truth=True)[0]
+    assert item.truth.spacing == spacing
+    assert (item.truth.distances != "assumed") == (spacing != (1, 1, 1))
+    assert item.truth.mask.shape == (30, 24, 6)
+    assert item.grid.source_spacing != (1, 1, 1), "the patch is cut in millimetres all the same"
 
 
 def test_an_object_in_two_distant_parts_is_in_its_patch(tmp_path):
@@ -50,7 +50,7 @@ def test_an_object_in_two_distant_parts_is_in_its_patch(tmp_path):
     case = Case("a", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", "p", "test")
     data_set = DataSet("scans", (case,), {1: "kidney"})
     cache = CaseCache(Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=16), data_set, 1)
-    item = LabelledObjects(cache, [(case, "kidney")], with_reference=True)[0]
-    assert item["target"].any()
-    restored = item["grid"].restore(item["target"].numpy() - 0.5, item["corner"]).astype(bool)
-    assert (restored & item["reference"]).sum() == restored.sum() > 0
+    item = LabelledObjects(cache, [(case, "kidney")], with_truth=True)[0]
+    assert item.target.any()
+    restored = item.grid.restore(item.target.numpy() - 0.5, item.corner).astype(bool)
+    assert (restored & item.truth.mask).sum() == restored.sum() > 0

@@ -89,12 +89,12 @@ SMALL = Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=32)
 
 def test_the_patch_is_centred_on_the_foreground_clicks(volume):
     patch = place_patch(volume, [((30, 25, 20), True)], SMALL)
-    ((index, foreground),) = patch["points"]
+    ((index, foreground),) = patch.points
     assert foreground
     assert max(abs(i - 16) for i in index) <= 1
     two = place_patch(volume, [((20, 25, 20), True), ((40, 25, 20), True), ((0, 0, 0), False)], SMALL)
-    assert len(two["points"]) == 2, "a background click beyond the patch is left out"
-    xs = [index[0] for index, _ in two["points"]]
+    assert len(two.points) == 2, "a background click beyond the patch is left out"
+    xs = [index[0] for index, _ in two.points]
     assert sorted(xs)[0] + sorted(xs)[1] in (31, 32, 33)
 
 
@@ -116,5 +116,5 @@ def test_clicks_mark_the_same_voxel_in_the_patch(volume):
         array[index] = 100.0
         preprocessing = Preprocessing(spacing=volume.spacing, patch_size=32)
         patch = place_patch(volume.with_array(array), [(index, True)], preprocessing)
-        ((placed, _),) = patch["points"]
-        assert patch["image"][0][placed] == patch["image"].max()
+        ((placed, _),) = patch.points
+        assert patch.image[0, 0][placed] == patch.image.max()

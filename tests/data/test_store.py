@@ -13,9 +13,10 @@ import torch
 
 from uscl.cli import main
 from uscl.data import Preprocessing, VolumeDataModule, read_image, read_label, write_volume
+from uscl.data.batches import LabelledPatch
 from uscl.data.cache import CaseCache
 from uscl.data.checks import check_and_prepare
-from uscl.data.datasets import read_folder
+from uscl.data.datasets import Splitting, read_folder
 from uscl.data.store import key_of, open_case, read_prepared, summarise
 from uscl.data.training_patches import PatchSampling
 from uscl.data.volume import Volume
@@ -94,12 +95,12 @@ def test_patches_from_the_store_are_those_from_the_files(prepared, centre):
         data.setup("fit")
         patches.append([data.train_dataloader().dataset[number] for number in range(6)])
     for raw, stored in zip(*patches, strict=True):
-        assert raw["case"] == stored["case"]
-        assert ("target" in raw) == (centre != "volume")
-        if "target" in raw:
-            assert torch.equal(raw["target"], stored["target"])
+        assert raw.case == stored.case
+        assert isinstance(raw, LabelledPatch) == (centre != "volume")
+        if centre != "volume":
+            assert torch.equal(raw.target, stored.target)
         # Interpolated values are rounded to whole units; the images' standard deviation is about 200 of them.
-        assert (raw["image"] - stored["image"]).abs().max() < 0.02
+        assert (raw.image - stored.image).abs().max() < 0.02
 
 
 def test_workers_change_nothing(prepared):
@@ -110,12 +111,12 @@ def test_workers_change_nothing(prepared):
         data.setup("fit")
         batches.append(list(data.train_dataloader()))
     for one, two in zip(*batches, strict=True):
-        assert torch.equal(one["image"], two["image"])
-        assert torch.equal(one["target"], two["target"])
+        assert torch.equal(one.image, two.image)
+        assert torch.equal(one.target, two.target)
 
 
 def test_a_store_travels_to_a_spawned_process(prepared):
-    cache = CaseCache(SMALL, read_prepared(prepared[1]), 4, prepared[1])
+    cache = CaseCache(SMALL, read_prepared(prepared[1]), 4)
     case = cache.data_set.cases[0]
     image = cache.get(case).image[:]
     assert np.array_equal(pickle.loads(pickle.dumps(cache)).get(case).image[:], image)
@@ -129,16 +130,16 @@ def test_objects_to_score_are_the_same_and_lead_back_to_the_volume(prepared, reg
         items.append(list(data.test_dataloader()))
     assert len(items[0]) == len(items[1]) > 0
     for raw, stored in zip(*items, strict=True):
-        assert (raw["case"], raw["class_name"], raw["corner"]) == (
-            stored["case"],
-            stored["class_name"],
-            stored["corner"],
+        assert (raw.case.name, raw.class_name, raw.corner) == (
+            stored.case.name,
+            stored.class_name,
+            stored.corner,
         )
-        assert torch.equal(raw["target"], stored["target"])
-        assert raw.get("first_click") == stored.get("first_click")
-        logits = np.where(raw["target"], 1.0, -1.0)
-        assert np.array_equal(raw["grid"].restore(logits, raw["corner"]), stored["grid"].restore(logits, raw["corner"]))
-        assert np.array_equal(raw["reference"], stored["reference"])
+        assert torch.equal(raw.target, stored.target)
+        assert raw.first_click == stored.first_click
+        logits = np.where(raw.target, 1.0, -1.0)
+        assert np.array_equal(raw.grid.restore(logits, raw.corner), stored.grid.restore(logits, raw.corner))
+        assert np.array_equal(raw.truth.mask, stored.truth.mask)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -223,9 +224,9 @@ def test_a_damaged_case_is_reported_and_the_others_come_through(tmp_path, capsys
         read_prepared(out)
     assert prepare(root, out, "--skip-bad") == 0
     assert [case.name for case in read_prepared(out).cases] == ["case0", "case2"]
-    data = module(out, dataset="prepared", val_fraction=0.0, test_fraction=0.0)
+    data = module(out, dataset="prepared", split=Splitting(0.0, 0.0))
     data.setup("fit")
-    assert data.train_dataloader().dataset[0]["target"].any()
+    assert data.train_dataloader().dataset[0].target.any()
 
 
 def test_a_missing_modality_and_a_doubled_patient(tmp_path, capsys):
@@ -330,7 +331,7 @@ def test_two_runs_at_once_do_no_harm(tmp_path):
         run.join(120)
     assert [run.exitcode for run in runs] == [0, 0]
     data_set = read_prepared(out)
-    cache = CaseCache(SMALL, data_set, 4, out)
+    cache = CaseCache(SMALL, data_set, 4)
     assert all(cache.get(case).image[:].shape == cache.get(case).grid.shape for case in data_set.cases)
     assert not [path for path in (out / key_of(SMALL)).iterdir() if path.name.startswith(".")]
 

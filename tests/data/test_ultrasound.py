@@ -10,7 +10,7 @@ from dicom_files import region, write_dicom
 from uscl.cli import main
 from uscl.data import Preprocessing, SweepReading, VolumeDataModule
 from uscl.data.cache import read_case
-from uscl.data.datasets import read_ultrasound, write_manifest
+from uscl.data.datasets import Splitting, read_ultrasound, write_manifest
 from uscl.data.datasets.ultrasound import CLASSES, COLUMNS
 from uscl.data.store import open_case
 from uscl.data.training_patches import PatchSampling
@@ -176,8 +176,7 @@ def test_the_store_serves_what_the_manifest_says(lab, tmp_path):
             SMALL,
             sampling,
             dataset=dataset,
-            val_fraction=0.0,
-            test_fraction=0.0,
+            split=Splitting(0.0, 0.0),
             batch_size=1,
             classes=["liver"],
         )
@@ -188,8 +187,8 @@ def test_the_store_serves_what_the_manifest_says(lab, tmp_path):
             *[SweepReading("assumed", "assumed")] * 2,
         ]
     for file, stored in zip(batches["ultrasound"], batches["prepared"], strict=True):
-        assert (file["target"] == stored["target"]).all()
-        assert (file["image"] - stored["image"]).abs().max() < 0.05
+        assert (file.target == stored.target).all()
+        assert (file.image - stored.image).abs().max() < 0.05
     # A sweep that is to be read in another way is prepared again.
     changed = rows(manifest)
     changed["p2_images_c"] |= {"spacing": "1.5 1.5", "step": "2"}
@@ -304,10 +303,9 @@ def test_a_folder_of_real_clips(shared_data, tmp_path):
         SMALL,
         PatchSampling(centre="volume"),
         dataset="ultrasound",
-        test_fraction=0.0,
-        val_fraction=0.0,
+        split=Splitting(0.0, 0.0),
     )
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    assert batch["image"].shape == (2, 1, 32, 32, 32)
-    assert batch["image"].std() > 0.3
+    assert batch.image.shape == (2, 1, 32, 32, 32)
+    assert batch.image.std() > 0.3

@@ -215,11 +215,11 @@ def experiment(name: str, study: Path, *more: str) -> list[str]:
             "4",
             "--data.batch_size",
             "2",
-            "--data.train_patch_size",
+            "--data.sampling.size",
             "32",
-            "--data.objects",
+            "--data.sampling.objects",
             "2",
-            "--model.val_clicks",
+            "--model.evaluation.val_clicks",
             "[1]",
         ]
     return [*settings, *more]
@@ -317,7 +317,7 @@ def test_two_processes_give_the_rows_of_one(study, tmp_path):
             *strategy,
             "--trainer.default_root_dir",
             folder,
-            "--model.test_clicks",
+            "--model.evaluation.clicks",
             "[1, 2]",
         )
         subprocess.run([sys.executable, "-m", "uscl", *command], check=True, capture_output=True, timeout=240)
@@ -350,7 +350,7 @@ def test_stage_0_on_two_processes(tmp_path):
         "64",
         "--data.preprocessing.spacing",
         "[3, 3, 3]",
-        "--data.objects",
+        "--data.sampling.objects",
         "2",
         "--data.patches_per_epoch",
         "12",
@@ -380,7 +380,7 @@ def test_stage_0_on_two_processes(tmp_path):
     ("wrong", "words"),
     [
         (["--model.weights", "nothing.safetensors"], "nothing.safetensors: no such checkpoint file"),
-        (["--data.objects", "0"], "objects, batch_size, uses and val_patches must be at least 1"),
+        (["--data.sampling.objects", "0"], "objects, batch_size, uses and val_patches must be at least 1"),
     ],
 )
 def test_what_a_module_says_while_it_is_built_is_told_in_one_line(tmp_path, capsys, wrong, words):

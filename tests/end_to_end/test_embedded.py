@@ -67,7 +67,7 @@ def test_dice_of_the_card_on_a_fixed_case(name, scans, tmp_path):
         f"[{', '.join(card['checked'])}]",
         "--model.backbone",
         name,
-        "--model.test_clicks",
+        "--model.evaluation.clicks",
         "[1, 10]",
         "--trainer.default_root_dir",
         str(tmp_path / "run"),

@@ -44,13 +44,13 @@ STUDY = [EXPERIMENTS / "ablation" / f"{name}.yaml" for name in ("vcl", "lora")]
 SMALL_HEAD = ["--model.head_hidden_dim", "16", "--model.head_out_dim", "16"]
 SMALL_VALIDATION = ["--trainer.limit_val_batches", "1", "--trainer.check_val_every_n_epoch", "1"]
 SMALL_STEPS = [
-    "--data.train_patch_size",
+    "--data.sampling.size",
     "32",
-    "--data.objects",
+    "--data.sampling.objects",
     "2",
     "--data.batch_size",
     "2",
-    "--model.val_clicks",
+    "--model.evaluation.val_clicks",
     "[1, 2]",
     *SMALL_VALIDATION,
 ]
@@ -100,7 +100,7 @@ def runs(study, tmp_path_factory):
     extra = {
         "vcl": [*SMALL_HEAD, "--model.subvolumes.size", "32"],
         "lora": ["--model.vcl_adapter", str(folder / "vcl/adapter.safetensors"), *SMALL_STEPS],
-        "eval_us": ["--model.adapter", str(folder / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"],
+        "eval_us": ["--model.adapter", str(folder / "lora/adapter.safetensors"), "--model.evaluation.clicks", "[1, 3]"],
         "predict_us": ["--model.adapter", str(folder / "lora/adapter.safetensors")],
     }
     for name in VERBS:
@@ -162,7 +162,7 @@ def test_pretraining_leaves_weights_that_the_other_stages_take(config, study, tm
     weights = tmp_path / "pretrain/weights.safetensors"
     args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
     args[args.index("--model.weights") + 1] = str(weights)
-    assert main([*args, "--model.test_clicks", "[1]", "--data.classes", "[liver]"]) == 0
+    assert main([*args, "--model.evaluation.clicks", "[1]", "--data.classes", "[liver]"]) == 0
     assert {row.weights[:26] for row in read_rows(tmp_path / "eval_us/rows.csv")} == {"weights.safetensors sha256"}
 
 
@@ -219,7 +219,7 @@ def test_a_distilled_student_is_a_backbone_like_any_other(study, tmp_path):
     args[3:3] = ["--config", str(EXPERIMENTS / "comparators" / "fastsam3d.yaml")]
     args[args.index("--model.backbone") + 1] = fast
     args[args.index("--model.weights") + 1] = str(tmp_path / "distill/weights.safetensors")
-    assert main([*args, "--model.test_clicks", "[1]", "--data.classes", "[liver]"]) == 0
+    assert main([*args, "--model.evaluation.clicks", "[1]", "--data.classes", "[liver]"]) == 0
     assert {row.method for row in read_rows(tmp_path / "eval_us/rows.csv")} == {"FastSAM3D"}
 
 
@@ -253,7 +253,7 @@ def test_a_2d_method_meets_the_objects_that_ours_meets(runs, study, tmp_path):
     save_weights(SmallSam().build().sam, weights)
     args = comparator_run(study, tmp_path, EXPERIMENTS / "comparators" / "sam.yaml")
     args += ["--model.comparator", "small_sam.SmallSam", "--model.comparator.weights", str(weights)]
-    assert main([*args, "--model.test_clicks", "[1, 3]"]) == 0
+    assert main([*args, "--model.evaluation.clicks", "[1, 3]"]) == 0
     theirs, ours = (read_rows(folder / "eval_us/rows.csv") for folder in (tmp_path, runs))
     assert {row.method for row in theirs} == {"SAM"}
     assert [(r.case, r.class_name, r.clicks) for r in theirs] == [(r.case, r.class_name, r.clicks) for r in ours]
@@ -269,7 +269,7 @@ def test_protocols_and_what_they_change(runs, study, tmp_path):
     for overlay in OVERLAYS["protocols"]:
         args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path / overlay.stem)
         args[3:3] = ["--config", str(overlay)]
-        args += ["--model.adapter", str(runs / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"]
+        args += ["--model.adapter", str(runs / "lora/adapter.safetensors"), "--model.evaluation.clicks", "[1, 3]"]
         assert main(args) == 0
         found[overlay.stem] = read_rows(tmp_path / overlay.stem / "eval_us/rows.csv")
     digits = {name: [(r.case, r.class_name, r.clicks, r.dice, r.hd95) for r in rows] for name, rows in found.items()}
@@ -288,12 +288,12 @@ def test_protocols_and_what_they_change(runs, study, tmp_path):
 
 
 def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monkeypatch, capsys):
-    from uscl.evaluation import scoring
+    from uscl.callbacks import scoring
 
     whole = read_rows(runs / "eval_us/rows.csv")
     objects = len(whole) // 2
     args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
-    args += ["--model.adapter", str(runs / "lora/adapter.safetensors"), "--model.test_clicks", "[1, 3]"]
+    args += ["--model.adapter", str(runs / "lora/adapter.safetensors"), "--model.evaluation.clicks", "[1, 3]"]
 
     def killed_while_drawing(*_):
         raise RuntimeError("killed")
@@ -416,7 +416,7 @@ def test_order_changes_no_digit_and_every_method_meets_the_same_first_click(runs
     found = {}
     for name, more in {"ours": ["--model.adapter", str(runs / "lora/adapter.safetensors")], "untouched": []}.items():
         args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path / name)
-        assert main([*args, *more, "--model.test_clicks", "[1, 3]"]) == 0
+        assert main([*args, *more, "--model.evaluation.clicks", "[1, 3]"]) == 0
         found[name] = read_rows(tmp_path / name / "eval_us/rows.csv")
     before = read_rows(runs / "eval_us/rows.csv")
     assert [replace(row, seconds=0) for row in found["ours"]] == [replace(row, seconds=0) for row in before]
@@ -429,7 +429,7 @@ def test_workers_change_no_digit_of_the_rows(runs, study, tmp_path):
     args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
     args[args.index("--data.num_workers") + 1] = "2"
     adapter = str(runs / "lora/adapter.safetensors")
-    assert main([*args, "--model.adapter", adapter, "--model.test_clicks", "[1, 3]"]) == 0
+    assert main([*args, "--model.adapter", adapter, "--model.evaluation.clicks", "[1, 3]"]) == 0
 
     def without_seconds(folder: Path):
         rows = read_rows(folder / "eval_us/rows.csv")
@@ -460,7 +460,7 @@ def test_scans_in_the_layout_of_their_data_set(name, scans, tmp_path):
             "[3, 3, 3]",
             "--data.num_workers",
             "0",
-            "--model.test_clicks",
+            "--model.evaluation.clicks",
             "[1]",
             "--trainer.default_root_dir",
             str(folder),
@@ -500,7 +500,9 @@ def test_every_tuning_method_from_the_command_line(choice, title, study, tmp_pat
     assert main(args + SMALL_STEPS + choice) == 0
     adapter = str(tmp_path / "lora/adapter.safetensors")
     args = small(EXPERIMENTS / "eval_us.yaml", study, tmp_path)
-    assert main([*args, "--model.adapter", adapter, "--model.test_clicks", "[1]", "--data.classes", "[liver]"]) == 0
+    assert (
+        main([*args, "--model.adapter", adapter, "--model.evaluation.clicks", "[1]", "--data.classes", "[liver]"]) == 0
+    )
     assert {row.method for row in read_rows(tmp_path / "eval_us/rows.csv")} == {title}
 
 
@@ -561,9 +563,16 @@ def test_paper_experiments_run_with_a_smaller_backbone(config, runs, study, tmp_
     if config.stem == "vcl":
         args += SMALL_HEAD
     if config.stem == "lora":
-        args += ["--model.clicks.count", "3", "--trainer.check_val_every_n_epoch", "1", "--model.val_clicks", "[1]"]
+        args += [
+            "--model.clicks.count",
+            "3",
+            "--trainer.check_val_every_n_epoch",
+            "1",
+            "--model.evaluation.val_clicks",
+            "[1]",
+        ]
     if config.stem == "eval_us":
-        args += ["--model.test_clicks", "[1]"]
+        args += ["--model.evaluation.clicks", "[1]"]
     assert main(args) == 0
 
 
@@ -571,11 +580,16 @@ def test_the_study_in_small_trains_as_the_paper_does(study, tmp_path, caplog):
     vcl, lora = STUDY
     assert main(small(vcl, study, tmp_path) + SMALL_HEAD) == 0
     args = small(lora, study, tmp_path) + SMALL_VALIDATION
-    args += ["--model.vcl_adapter", str(tmp_path / "vcl/adapter.safetensors"), "--model.val_clicks", "[1, 2]"]
+    args += [
+        "--model.vcl_adapter",
+        str(tmp_path / "vcl/adapter.safetensors"),
+        "--model.evaluation.val_clicks",
+        "[1, 2]",
+    ]
     assert main(args) == 0
     assert (tmp_path / "lora/adapter.safetensors").is_file()
     assert "model.clicks is not used" not in caplog.text
-    assert main([*args, "--model.object_clicks.most", "3", "--trainer.default_root_dir", str(tmp_path / "both")]) == 0
+    assert main([*args, "--model.clicks.most", "3", "--trainer.default_root_dir", str(tmp_path / "both")]) == 0
     assert "model.clicks is not used" in caplog.text
 
 
@@ -592,7 +606,7 @@ def test_optimizers_are_written_out(config):
 def test_a_second_run_gets_a_folder_of_its_own(runs, study, capsys):
     args = [
         *small(EXPERIMENTS / "eval_us.yaml", study, runs),
-        "--model.test_clicks",
+        "--model.evaluation.clicks",
         "[1]",
         "--data.classes",
         "[liver]",
@@ -606,7 +620,7 @@ def test_a_second_run_gets_a_folder_of_its_own(runs, study, capsys):
 def test_overwrite_replaces_a_run_and_nothing_else(runs, study, tmp_path):
     args = [
         *small(EXPERIMENTS / "eval_us.yaml", study, tmp_path),
-        "--model.test_clicks",
+        "--model.evaluation.clicks",
         "[1]",
         "--data.classes",
         "[liver]",

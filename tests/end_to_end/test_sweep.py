@@ -31,10 +31,10 @@ def small_sweep(study: Path, path: Path, ranks: list[int]) -> Path:
     options = {
         "model.backbone": "tiny",
         "model.weights": "null",
-        "model.val_clicks": "[1]",
+        "model.evaluation.val_clicks": "[1]",
         "data.batch_size": 2,
-        "data.train_patch_size": 32,
-        "data.objects": 2,
+        "data.sampling.size": 32,
+        "data.sampling.objects": 2,
         "trainer.check_val_every_n_epoch": 1,
         "data.root": str(study),
         "data.preprocessing.patch_size": 64,
@@ -304,7 +304,7 @@ def test_values_reach_the_parser_as_what_they_are(tmp_path, capsys):
             "model.vcl_adapter": {"value": None},
             "model.adapter": {"value": "a folder/with space.x"},
             "model.tuning.projections": {"values": [["q", "out"]]},
-            "model.object_clicks.learned": {"value": 1},
+            "model.clicks.learned": {"value": 1},
             "model.tuning.dropout": {"value": 1e-5},
         },
     }

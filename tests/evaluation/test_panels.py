@@ -68,7 +68,7 @@ def ablation(tmp_path) -> Ablation:
         rows: dict[str, list[ResultRow]] = {}
         tests: dict[str, Path] = {}
         for name in data_sets:
-            tests[name] = tmp_path / setting.method / name
+            tests[name] = tmp_path / setting.family / name
             objects = [(i, organ) for i in range(5) for organ in ("liver", "spleen")]
             rows[name] = [
                 ResultRow(
@@ -90,7 +90,7 @@ def ablation(tmp_path) -> Ablation:
             ]
             save_slices(tests[name] / "pictures" / "slices.npz", [panel(f"case{i} {organ}", i) for i, organ in objects])
         seed = 0 if setting == OURS else None
-        runs.append(Run(tmp_path / setting.method, setting, seed, rows, "w", None, tests=tests))
+        runs.append(Run(tmp_path / setting.family, setting, seed, rows, "w", None, tests=tests))
     return Ablation(tuple(runs), 10, "sweeps", ("AMOS22",), OURS)
 
 

@@ -20,9 +20,10 @@ from uscl.evaluation.ablation import look_at, table3
 from uscl.evaluation.charts import draw_curves
 from uscl.evaluation.claims import verdict
 from uscl.evaluation.cost import Cost
-from uscl.evaluation.rows import ResultRow, read_rows, write_rows
+from uscl.evaluation.rows import OWN_INFERENCE, ResultRow, read_rows, write_rows
 from uscl.evaluation.runs import Setting, find_runs
 from uscl.evaluation.statistics import Estimate
+from uscl.prompting import PUBLISHED, REFINED, ClickProtocol
 
 PATIENTS = 6
 
@@ -58,7 +59,10 @@ def write_run(
         "data": {"class_path": "X", "init_args": {"root": "here", "seed": None}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "run.json").write_text(json.dumps({"status": status}))
+    setting = {"family": "Baseline"}
+    if method is not None:
+        setting = {"family": method, "modules": modules, "rank": rank if method == "LoRA" else 0, "vcl": vcl}
+    (folder / "run.json").write_text(json.dumps({"status": status, "setting": setting, "data_set": "sweeps"}))
     for name, value in dice.items():
         rows = [
             ResultRow(
@@ -185,7 +189,8 @@ def write_comparator(folder: Path, method: str, data_set: str, status: str = "fi
         "model": {"class_path": "uscl.comparators.module.ComparatorModule", "init_args": {}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "run.json").write_text(json.dumps({"status": status, "method": method}))
+    noted = {"setting": {"family": method}} if status == "finished" else {"method": method}
+    (folder / "run.json").write_text(json.dumps({"status": status, **noted}))
     if status == "finished":
         write_rows(
             folder / "rows.csv",
@@ -204,6 +209,7 @@ def write_comparator(folder: Path, method: str, data_set: str, status: str = "fi
                     "other",
                     20 * clicks,
                     -0.25,
+                    OWN_INFERENCE,
                 )
                 for p in range(PATIENTS)
                 for organ in ("liver", "spleen")
@@ -257,50 +263,72 @@ def test_weights_that_were_not_found_have_a_line_in_both_tables(study, tmp_path)
                 assert line.count(f"weights not found: {reference}") == 1
 
 
-def write_protocol(test: Path, region: str = "label", **protocol) -> None:
-    config = {"model": {"init_args": {"protocol": protocol}}, "data": {"init_args": {"region": region}}}
-    known = yaml.safe_load((test / "config.yaml").read_text()) if (test / "config.yaml").is_file() else {"model": {}}
-    known["model"].setdefault("init_args", {}).update(config["model"]["init_args"])
-    (test / "config.yaml").write_text(yaml.safe_dump({**known, "data": config["data"]}))
+def rewrite(test: Path, **words: str) -> None:
+    write_rows(test / "rows.csv", [replace(row, **words) for row in read_rows(test / "rows.csv")])
 
 
-def test_the_protocol_is_told_and_never_mixed(study, tmp_path):
-    tests = [path.parent for path in study.rglob("rows.csv") if path.parent.name == "BraTS"]
+def folders_on(study: Path, data_set: str) -> list[Path]:
+    return sorted(path.parent for path in study.rglob("rows.csv") if path.parent.name == data_set)
+
+
+def test_the_protocol_is_shown_and_never_mixed(study, tmp_path):
+    tests = folders_on(study, "BraTS")
+    words = ClickProtocol(best_so_far=True).in_words
     for test in tests:
-        write_protocol(test, "first_click", best_so_far=True)
+        rewrite(test, protocol=f"patches around the first click, {words}")
     assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "1,2"]) == 0
     first, second = (tmp_path / "r/report.md").read_text().split("## Table 2")
     assert "Patches around the first click, " in second
-    assert "the BEST mask so far scored (BraTS)" in second
-    assert "BEST" not in first, "nothing is known of the tests on sweeps"
+    assert "the BEST mask so far scored, inference published (BraTS)" in second
+    assert "BEST" not in first, "the tests on sweeps followed another"
     assert "liver 6 (6), spleen 6 (6), mean over classes 12 (6)" in first
-    write_protocol(tests[-1], "first_click")
+    rewrite(tests[-1], protocol="patches around the first click, clicks drawn from all wrong voxels")
     with pytest.raises(InputError, match="figures must not be compared"):
         find_runs([study])
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "published", "words"),
-    [
-        ("shifts", 4, 1, "masks averaged over 4 shifts of the token grid"),
-        ("guided_filter", True, False, "masks through a guided filter"),
-        ("first_twice", True, False, "the first click decoded twice"),
-        ("first_twice", None, False, "the first click of mini_fine decoded twice"),
-    ],
-)
-def test_inference_is_told_and_never_mixed(study, tmp_path, name, value, published, words):
-    tests = [path.parent for path in study.rglob("rows.csv") if path.parent.name == "BraTS"]
+def test_inference_is_shown_and_never_mixed(study, tmp_path):
+    tests = folders_on(study, "BraTS")
     for test in tests:
-        write_protocol(test)
-        known = yaml.safe_load((test / "config.yaml").read_text())
-        known["model"]["init_args"][name] = value
-        (test / "config.yaml").write_text(yaml.safe_dump(known))
+        rewrite(test, inference=REFINED.in_words)
+    write_comparator(study / "sam", "SAM", "BraTS")
     assert main(["report", str(study), "--out", str(tmp_path / "r"), "--tables", "2"]) == 0
-    assert f"{words} (BraTS)" in (tmp_path / "r/report.md").read_text()
-    known["model"]["init_args"][name] = published
-    (tests[-1] / "config.yaml").write_text(yaml.safe_dump(known))
+    assert "inference 4 shifts, guided filter, first click twice (BraTS)" in (tmp_path / "r/report.md").read_text()
+    rewrite(tests[-1], inference=PUBLISHED.in_words)
     with pytest.raises(InputError, match="figures must not be compared"):
         find_runs([study])
+
+
+def test_rows_that_do_not_say_how_they_were_made_are_not_mixed_with_others(study):
+    file = folders_on(study, "BraTS")[0] / "rows.csv"
+    lines = [line.rsplit(",", 2)[0] for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines) + "\n")
+    assert {row.inference for row in read_rows(file)} == {"not recorded"}
+    with pytest.raises(InputError, match=r"not be compared \(.*not recorded"):
+        find_runs([study])
+
+
+def test_methods_and_data_sets_that_the_paper_does_not_have_are_in_every_table(study, tmp_path):
+    """Each with its own label, family and rank; nothing is left out without a word."""
+    for seed, rank in ((0, 4), (0, 8)):
+        run = write_run(study / f"dora{rank}", "DoRA", {"sweeps": 0.5, "BraTS": 0.4, "clinic": 0.3}, seed, rank=rank)
+        record = json.loads((run / "run.json").read_text())
+        record["setting"] |= {"rank": rank, "label": "SAM-Med3D + DoRA"}
+        (run / "run.json").write_text(json.dumps(record))
+    write_comparator(study / "own", "nnInteractive", "clinic")
+    assert main(["report", str(study), "--out", str(tmp_path / "r")]) == 0
+    text = (tmp_path / "r/report.md").read_text()
+    tables = {part.split("\n")[0]: part for part in text.split("## ")[1:]}
+    for title, part in tables.items():
+        if title.startswith(("Table 1", "Table 2", "Table 3", "Table 4", "Cost")):
+            assert "SAM-Med3D + DoRA (encoder and decoder, rank 4)" in part, title
+            assert "SAM-Med3D + DoRA (encoder and decoder, rank 8)" in part, title
+    fifth = next(part for title, part in tables.items() if title.startswith("Table 5"))
+    assert "| 4, SAM-Med3D + DoRA |" in fifth
+    second = next(part for title, part in tables.items() if title.startswith("Table 2"))
+    assert second.startswith("Table 2: other data sets")
+    assert "| nnInteractive | 10 |" in second
+    assert "| clinic: here |" in second
 
 
 def test_lora_alone_is_not_called_by_the_name_of_the_method(tmp_path):
@@ -405,7 +433,7 @@ def test_verdicts(study, tmp_path):
     assert found["LoRA gains over the baseline"] == "holds here"
     assert found["on CT and MR LoRA keeps what full tuning forgets"] == "holds here"
     assert found["LoRA beats AdaptFormer"] == "not run"
-    assert found["full tuning takes 7.1 times LoRA's memory"] == "more than LoRA's, less than told"
+    assert found["full tuning takes 7.1 times LoRA's memory"] == "more than LoRA's, less than claimed"
     assert found["full tuning takes 14.1 times LoRA's time per step"] == "does not hold here"
 
 
@@ -419,7 +447,7 @@ def test_memory_of_a_cpu_and_single_steps_have_no_verdict(study, tmp_path):
     }
     for what in ("7.1 times LoRA's memory", "14.1 times LoRA's time per step"):
         assert found[f"full tuning takes {what}"].startswith("no verdict")
-    assert "not told" in (tmp_path / "r/cost.csv").read_text()
+    assert "not measured" in (tmp_path / "r/cost.csv").read_text()
 
 
 def test_a_difference_around_nothing_is_undecided():
@@ -449,7 +477,7 @@ def test_runs_that_are_not_finished_or_not_tested_are_told(study, tmp_path, capl
     write_run(study / "killed", "AdaptFormer", {"sweeps": 0.5}, status="running")
     write_run(study / "untested", "AdaptFormer", {}, seed=1)
     runs = find_runs([study])
-    assert "AdaptFormer" not in {run.setting.method for run in runs}
+    assert "AdaptFormer" not in {run.setting.family for run in runs}
     assert "killed: is not finished (running); left out" in caplog.text
     assert "untested: has not been tested" in caplog.text
 
@@ -460,6 +488,8 @@ def test_a_test_by_itself_belongs_to_the_run_that_left_its_adapter(tmp_path):
     config = yaml.safe_load((test / "config.yaml").read_text())
     config["model"]["init_args"]["adapter"] = str(training / "adapter.safetensors")
     (test / "config.yaml").write_text(yaml.safe_dump(config))
+    noted = {"family": "LoRA", "modules": "both", "rank": 16, "vcl": True}
+    (test / "run.json").write_text(json.dumps({"status": "finished", "setting": noted, "data_set": "sweeps"}))
     run = find_runs([test])[0]
     assert (run.setting, run.seed) == (Setting("LoRA", "both", 16, vcl=True), 2)
     # Trained anew since, with other settings perhaps: whose figures these are is not known any more.
@@ -495,6 +525,7 @@ def test_which_data_set_was_tuned_on(tmp_path):
         look_at(runs, data_set="spleen")
     found = look_at(runs, data_set="pleura")
     assert found.scans == ("AMOS22",)
+    assert found.others == ("liver", "AMOS22")
     assert "pleura: 12 objects" in table3(found).note
 
 
@@ -515,7 +546,7 @@ def test_two_tests_of_one_data_set_are_not_mixed(study):
     """By another protocol, or of another site with a folder of the same name."""
     run = study / "a" / "bothTrue0"
     shutil.copytree(run / "tests" / "sweeps", run / "tests" / "bedside")
-    with pytest.raises(InputError, match="both tested on sweeps; a report tells one"):
+    with pytest.raises(InputError, match="both tested on sweeps; a report shows one"):
         find_runs([study])
 
 
@@ -527,6 +558,7 @@ def test_a_training_that_went_on_is_told_by_its_adapter(tmp_path):
     part = {"method": "LoRA", "rank": 8, "modules": "both"}
     described = {"method": "USCL-Med3D", "tuning": {"encoder": part, "decoder": part}}
     save_file({"x": torch.zeros(1)}, run / "adapter.safetensors", {"adapter": json.dumps(described)})
+    (run / "run.json").write_text('{"status": "finished"}')  # as an earlier version left it
     (found,) = find_runs([tmp_path])
     assert found.setting == Setting("LoRA", "both", 8, vcl=True)
 

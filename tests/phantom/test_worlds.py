@@ -111,10 +111,9 @@ def test_ct_is_among_the_contrasts(torso):
 def test_a_patch_is_the_same_whoever_asks(anatomies):
     first, again = stream(anatomies), stream(anatomies)
     again[3]
-    for key, value in first[7].items():
-        assert torch.equal(value, again[7][key])
-    assert not torch.equal(first[7]["image"], first[8]["image"])
-    assert not torch.equal(first[7]["image"], stream(anatomies, seed=1)[7]["image"])
+    assert all(torch.equal(one, other) for one, other in zip(first[7], again[7], strict=True))
+    assert not torch.equal(first[7].image, first[8].image)
+    assert not torch.equal(first[7].image, stream(anatomies, seed=1)[7].image)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -123,11 +122,11 @@ def test_a_gpu_renders_the_same_worlds(anatomies):
     options = tuple(torsos), tuple(heads), PREPROCESSING, 3, Curriculum(patches=10), 0, 1
     for number in range(4):
         here, there = (RenderedPatches(*options, device=device)[number] for device in ("cpu", "cuda"))
-        assert there["image"].device.type == there["target"].device.type == "cuda"
-        assert (here["target"] == there["target"].cpu()).float().mean() > 0.999
-        assert (here["semantic"] == there["semantic"].cpu()).float().mean() > 0.999
+        assert there.image.device.type == there.target.device.type == "cuda"
+        assert (here.target == there.target.cpu()).float().mean() > 0.999
+        assert (here.semantic == there.semantic.cpu()).float().mean() > 0.999
         # Other noise, but the same tissues.
-        assert torch.corrcoef(torch.stack([here["image"].flatten(), there["image"].cpu().flatten()]))[0, 1] > 0.5
+        assert torch.corrcoef(torch.stack([here.image.flatten(), there.image.cpu().flatten()]))[0, 1] > 0.5
 
 
 def test_every_image_is_used_as_often_as_asked_and_not_in_a_row(anatomies):
@@ -138,7 +137,7 @@ def test_every_image_is_used_as_often_as_asked_and_not_in_a_row(anatomies):
     again = [number for number in range(3 * SHUFFLED) if shown[number] == shown[0]]
     assert again[1] >= SHUFFLED - shown[:SHUFFLED].index(shown[0])
     first, second = (patches[number] for number in again[:2])
-    same_image = any(torch.equal(first["image"].flip(flips), second["image"]) for flips in FLIPS)
+    same_image = any(torch.equal(first.image.flip(flips), second.image) for flips in FLIPS)
     assert same_image, "the same image, flipped or not"
 
 
@@ -148,17 +147,17 @@ def test_a_stream_without_objects_ends(anatomies):
 
 
 def test_what_a_patch_holds(anatomies):
-    patches = stream(anatomies, curriculum=Curriculum(1000))
+    patches = stream(anatomies, curriculum=Curriculum(1000, (0.7, 0.25), (20.0, 1.5)))
     kinds = set()
     for number in range(12):
         patch = patches[number]
-        assert patch["image"].shape == (1, 64, 64, 64)
-        assert patch["image"].dtype == torch.float32
-        assert patch["target"].shape == (3, 64, 64, 64)
-        assert patch["target"].dtype == torch.bool
-        assert patch["target"].flatten(1).any(1).all()
-        assert patch["semantic"].shape == (8, 8, 8)
-        kinds.add(bool((patch["semantic"] == IGNORED).all()))
+        assert patch.image.shape == (1, 64, 64, 64)
+        assert patch.image.dtype == torch.float32
+        assert patch.target.shape == (3, 64, 64, 64)
+        assert patch.target.dtype == torch.bool
+        assert patch.target.flatten(1).any(1).all()
+        assert patch.semantic.shape == (8, 8, 8)
+        kinds.add(bool((patch.semantic == IGNORED).all()))
     assert kinds == {True, False}
 
 
@@ -168,11 +167,11 @@ def test_semantic_names_what_the_cells_hold(anatomies):
     agreeing = []
     for number in range(1, 15):
         patch = patches[number]
-        middle = patch["target"][:, 4::8, 4::8, 4::8]
+        middle = patch.target[:, 4::8, 4::8, 4::8]
         allowed = [set(table) for table in {**TORSO_OBJECTS, **HEAD_OBJECTS}.values()]
         for mask in middle:
             if mask.sum() > 2:
-                ids = {Structure(int(i)) for i in patch["semantic"][mask].unique()}
+                ids = {Structure(int(i)) for i in patch.semantic[mask].unique()}
                 agreeing.append(any(ids <= table for table in allowed))
     assert len(agreeing) > 10
     assert all(agreeing)

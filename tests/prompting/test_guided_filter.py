@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from uscl.backbone import VARIANTS, build_sam_med3d
-from uscl.prompting import Click, SamMed3DSegmenter
+from uscl.prompting import Click, Inference, SamMed3DSegmenter
 from uscl.prompting.guided_filter import GuidedFilter
 
 
@@ -127,8 +127,8 @@ def test_half_precision_around_it_changes_nothing():
 def test_a_segmenter_filters_what_it_would_say_else(shifts):
     torch.manual_seed(0)
     model = build_sam_med3d(replace(VARIANTS["tiny"], published_positions=False)).eval()
-    plain = SamMed3DSegmenter(model, shifts=shifts)
-    filtered = SamMed3DSegmenter(model, shifts=shifts, guided_filter=True)
+    plain = SamMed3DSegmenter(model, Inference(shifts=shifts))
+    filtered = SamMed3DSegmenter(model, Inference(shifts=shifts, guided_filter=True))
     for _ in range(2):  # another image brings another guide
         image = torch.randn(1, 1, 64, 64, 64)
         for segmenter in (plain, filtered):

@@ -113,7 +113,7 @@ def test_showing_the_newest_click_alone_is_another_thing():
     model.decode = lambda embedding, points, mask: shown.append(points[0].shape[1]) or original(embedding, points, mask)
     answers = []
     for accumulate in (True, False):
-        segmenter = SamMed3DSegmenter(model, accumulate)
+        segmenter = SamMed3DSegmenter(model, accumulate=accumulate)
         segmenter.set_image(image)
         answers.append(segmenter.segment(clicks))
         at_once = answers[-1]

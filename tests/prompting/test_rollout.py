@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from uscl.backbone import build_sam_med3d
 from uscl.errors import InputError
-from uscl.prompting import Click, SamMed3DSegmenter, TrainingClicks, evaluation_rollout, training_rollout
+from uscl.prompting import Click, Inference, SamMed3DSegmenter, TrainingClicks, evaluation_rollout, training_rollout
 from uscl.prompting.clicks import as_points
 from uscl.seeds import seeded_draw
 
@@ -104,11 +104,11 @@ def test_segmenter_replays_clicks_one_by_one(shifts):
     model = build_sam_med3d("tiny").eval()
     image = torch.randn(1, 1, 64, 64, 64)
     clicks = [Click((30, 30, 30)), Click((10, 50, 20), False), Click((40, 30, 31))]
-    step_by_step = SamMed3DSegmenter(model, shifts=shifts)
+    step_by_step = SamMed3DSegmenter(model, Inference(shifts=shifts))
     step_by_step.set_image(image)
     for count in (1, 2, 3):
         grown = step_by_step.segment(clicks[:count])
-    at_once = SamMed3DSegmenter(model, shifts=shifts)
+    at_once = SamMed3DSegmenter(model, Inference(shifts=shifts))
     at_once.set_image(image)
     assert torch.equal(at_once.segment(clicks), grown)
     assert torch.equal(at_once.segment(clicks), grown), "asking again changes nothing"
@@ -126,7 +126,7 @@ def test_the_first_click_alone_is_decoded_twice():
     model = build_sam_med3d("tiny").eval()
     image = torch.randn(1, 1, 64, 64, 64)
     clicks = [Click((30, 30, 30)), Click((10, 50, 20), False), Click((40, 30, 31))]
-    segmenter = SamMed3DSegmenter(model, first_twice=True)
+    segmenter = SamMed3DSegmenter(model, Inference(first_twice=True))
     segmenter.set_image(image)
     embedding, low = model.encode_image(image), torch.zeros(1, 1, *(model.config.mask_size,) * 3)
     for shown in (clicks[:1], clicks[:1], clicks[:2], clicks):

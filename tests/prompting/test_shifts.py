@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from uscl.backbone import build_sam_med3d
 from uscl.errors import InputError
-from uscl.prompting import Click, SamMed3DSegmenter
+from uscl.prompting import Click, Inference, SamMed3DSegmenter
 from uscl.prompting.segmenter import grid_offsets, moved
 
 CONFIG = build_sam_med3d("tiny").config
@@ -46,7 +46,7 @@ def test_grids_lie_around_the_patch_half_a_token_apart(shifts, token):
 @pytest.mark.parametrize("shifts", [0, 3, 16, "4"])
 def test_other_numbers_are_refused(shifts):
     with pytest.raises(InputError, match="shifts must be one of"):
-        SamMed3DSegmenter(WholeTokens(), shifts=shifts)
+        Inference(shifts=shifts)
 
 
 def test_moving_repeats_the_border():
@@ -63,7 +63,7 @@ def test_borders_within_tokens_are_followed_better():
     inside = (place - torch.tensor([31.0, 33.0, 30.0])[:, None, None, None]).square().sum(0) < 25**2
     dice = {}
     for shifts in (1, 2, 4, 8):
-        segmenter = SamMed3DSegmenter(WholeTokens(), shifts=shifts)
+        segmenter = SamMed3DSegmenter(WholeTokens(), Inference(shifts=shifts))
         segmenter.set_image(inside.float()[None, None])
         found = segmenter.segment([Click((30, 33, 27))]) > 0
         dice[shifts] = float(2 * (found & inside).sum() / (found.sum() + inside.sum()))
@@ -73,7 +73,7 @@ def test_borders_within_tokens_are_followed_better():
 
 def test_clicks_move_with_the_image():
     model = WholeTokens()
-    segmenter = SamMed3DSegmenter(model, shifts=8)
+    segmenter = SamMed3DSegmenter(model, Inference(shifts=8))
     image = torch.arange(float(SIZE**3)).reshape(1, 1, SIZE, SIZE, SIZE)
     segmenter.set_image(image)
     clicks = [Click((20, 9, 40)), Click((0, SIZE - 1, 30), False)]
@@ -96,7 +96,7 @@ def test_clicks_move_with_the_image():
 def test_every_grid_goes_its_own_way_and_the_mean_is_returned():
     model = build_sam_med3d("tiny").eval()
     image, clicks = torch.randn(1, 1, SIZE, SIZE, SIZE), [Click((30, 30, 30)), Click((22, 40, 25), False)]
-    segmenter = SamMed3DSegmenter(model, shifts=2)
+    segmenter = SamMed3DSegmenter(model, Inference(shifts=2))
     segmenter.set_image(image)
     for count in (1, 2):
         found = segmenter.segment(clicks[:count])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from uscl.cli import main
 from uscl.data.datamodule import VolumeDataModule
+from uscl.data.datasets import Splitting
 from uscl.data.datasets.ultrasound import CLASSES, read_ultrasound
 from uscl.data.patches import Preprocessing
 from uscl.data.training_patches import PatchSampling
@@ -112,12 +113,11 @@ def test_the_manifest_trains(labelled):
         patches_per_epoch=1,
         preprocessing=Preprocessing(spacing=(4.0, 4.0, 4.0), patch_size=16),
         sampling=PatchSampling(minimum_foreground=20),
-        val_fraction=0.0,
-        test_fraction=0.0,
+        split=Splitting(0.0, 0.0),
     )
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    assert batch["target"].any(), batch.keys()
+    assert batch.target.any()
 
 
 def test_keeping_flagged_frames(study, tmp_path):

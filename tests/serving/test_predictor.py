@@ -1,4 +1,4 @@
-from itertools import combinations, product
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from uscl.data.sweeps import SweepReading
 from uscl.data.volume import Volume
 from uscl.errors import InputError
 from uscl.phantom.video import write_frames
+from uscl.prompting import PUBLISHED, REFINED, Inference
 from uscl.serving import Predictor
 
 
@@ -81,29 +82,25 @@ def test_no_millilitres_where_distances_are_assumed(predictor, tmp_path):
 
 def test_a_mask_of_other_inference_is_another_one_of_the_same_object(volume):
     points, masks = [((20, 25, 15), True), ((5, 40, 3), False)], []
-    for shifts, filtered, twice in ((1, False, False), (4, False, False), (1, True, False), (1, False, True)):
-        one = Predictor(weights="embedded", backbone="mini", shifts=shifts, guided_filter=filtered, first_twice=twice)
+    for inference in (PUBLISHED, Inference(shifts=4), Inference(guided_filter=True), Inference(first_twice=True)):
+        one = Predictor(weights="embedded", backbone="mini", inference=inference)
         one.set_image(volume)
         masks.append(one.segment(points).mask)
         assert masks[-1].same_grid(volume) is None
     assert not any(np.array_equal(one.array, other.array) for one, other in combinations(masks, 2))
 
 
-def test_the_first_click_is_decoded_twice_with_mini_fine_alone(volume):
-    found = {}
-    for backbone, twice in product(("mini", "mini_fine"), (None, False, True)):
-        one = Predictor(weights="embedded", backbone=backbone, shifts=1, guided_filter=False, first_twice=twice)
-        one.set_image(volume)
-        found[backbone, twice] = one.segment([((20, 25, 15), True)]).mask.array
-    for backbone, expected in (("mini", False), ("mini_fine", True)):
-        assert np.array_equal(found[backbone, None], found[backbone, expected])
-        assert not np.array_equal(found[backbone, False], found[backbone, True])
+def test_masks_are_refined_where_that_was_measured():
+    once = Inference(shifts=4, guided_filter=True)
+    known = (("mini", "embedded", once), ("mini_fine", "embedded", REFINED), ("tiny", None, PUBLISHED))
+    for backbone, weights, usual in known:
+        assert Predictor(backbone, weights).inference == usual
+        assert Predictor(backbone, weights, inference="published").inference == PUBLISHED
+    assert Predictor("tiny", None, inference="refined").inference == once, "nobody has measured decoding twice"
 
 
 def test_misuse(predictor, volume):
     with pytest.raises(InputError, match="set_image comes before"):
         Predictor("tiny", None).segment([((0, 0, 0), True)])
-    with pytest.raises(InputError, match="shifts must be one of"):
-        Predictor("tiny", None, shifts=3)
     with pytest.raises(InputError, match="patch_size is 128, but the backbone takes 64"):
         Predictor("tiny", None, preprocessing=Preprocessing())

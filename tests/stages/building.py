@@ -3,6 +3,7 @@
 from lightning.pytorch import LightningModule
 from torch.optim import AdamW
 
+from uscl.evaluation.promptable import Evaluation
 from uscl.prompting import TrainingClicks
 from uscl.stages import LoRASegModule, VCLPretrainModule
 from uscl.tuning import LoRA
@@ -31,8 +32,7 @@ def make_seg(**options) -> LoRASegModule:
         "backbone": "tiny",
         "tuning": LoRA(rank=4),
         "clicks": TrainingClicks(count=3),
-        "val_clicks": (1, 2),
-        "test_clicks": (1, 3),
+        "evaluation": Evaluation(clicks=(1, 3), val_clicks=(1, 2)),
         "optimizer": optimizer,
         "seed": 0,
         **options,

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from uscl.backbone import VARIANTS, build_sam_med3d, load_checkpoint, save_weights
+from uscl.callbacks import WeightsExport
 from uscl.data import Preprocessing
 from uscl.errors import InputError, WeightsNotFoundError
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
-from uscl.stages import DistillModule, WeightsExport
+from uscl.stages import DistillModule
 
 FAST = {
     **vars(VARIANTS["tiny"]),
@@ -38,7 +39,7 @@ def data(tmp_path_factory) -> PretrainDataModule:
         batch_size=2,
         patches_per_epoch=4,
         preprocessing=Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
-        curriculum=Curriculum(1),
+        curriculum=Curriculum(1, (0.7, 0.25), (20.0, 1.5)),
         val_patches=2,
         workers=0,
     )
@@ -82,7 +83,7 @@ def test_a_student_learns_its_teachers_embeddings(teacher, data, make_trainer, t
     trainer.fit(module, datamodule=data)
     again = build_sam_med3d("tiny")
     load_checkpoint(again, teacher["teacher_weights"])
-    image = next(iter(data.val_dataloader()))["image"]
+    image = next(iter(data.val_dataloader())).image
     student = build_sam_med3d(fast())
     with torch.no_grad():
         wanted = again.encode_image(image)

@@ -9,13 +9,15 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from uscl.backbone import VARIANTS, load_trunk
+from uscl.callbacks import WeightsExport
 from uscl.data import Preprocessing
 from uscl.errors import InputError
+from uscl.evaluation.promptable import Evaluation
 from uscl.optim import Trapezoid
 from uscl.optim.muon import Muon, MuonAdamW
 from uscl.phantom.pretraining import Curriculum, PretrainDataModule
 from uscl.prompting.objects import ObjectClicks
-from uscl.stages import PretrainModule, WeightsExport
+from uscl.stages import PretrainModule
 from uscl.stages.pretrain import DenseHead
 
 
@@ -29,7 +31,7 @@ def make_data(anatomies, **options) -> PretrainDataModule:
         "torsos": 1,
         "heads": 1,
         "preprocessing": Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
-        "curriculum": Curriculum(8),
+        "curriculum": Curriculum(8, (0.7, 0.25), (20.0, 1.5)),
         "objects": 2,
         "batch_size": 2,
         "patches_per_epoch": 4,
@@ -42,7 +44,7 @@ def make_data(anatomies, **options) -> PretrainDataModule:
 
 def make_module(**options) -> PretrainModule:
     torch.manual_seed(0)  # of the auxiliary head; the command line seeds everything
-    options = {"backbone": "tiny", "clicks": ObjectClicks(1, 2), "val_clicks": (1, 2), **options}
+    options = {"backbone": "tiny", "clicks": ObjectClicks(1, 2), "evaluation": Evaluation(val_clicks=(1, 2)), **options}
     return PretrainModule(**options)
 
 
@@ -75,7 +77,7 @@ def test_every_trainable_weight_gets_a_gradient_whatever_the_batch_holds(anatomi
     data.prepare_data()
     batch = next(iter(data.train_dataloader()))
     if not anatomical:
-        batch["semantic"] = torch.full_like(batch["semantic"], -100)
+        batch = batch._replace(semantic=torch.full_like(batch.semantic, -100))
     module = make_module(clicks=ObjectClicks(2, 2))
     logged = set()
     module.log = lambda name, value, **_: logged.add((name, bool(torch.as_tensor(value).isfinite())))
@@ -247,7 +249,7 @@ def test_training_and_validation_share_no_anatomy(anatomies, make_trainer):
     data = make_data(anatomies)
     data.prepare_data()
     data.trainer = make_trainer(1)
-    train, val = data.train_dataloader().dataset, data.val_dataloader().dataset
+    train, val = data.train_dataloader().dataset, data.val_dataloader().dataset.patches
     assert not {*train.torsos, *train.heads} & {*val.torsos, *val.heads}
 
 

@@ -90,14 +90,14 @@ def test_it_shares_every_weight_with_the_model_and_leaves_it_as_it_was(model):
 
 @pytest.mark.parametrize("size", [80, 48, 40, 30, 0])
 def test_other_sizes_are_refused(model, size):
-    with pytest.raises(InputError, match=r"data\.train_patch_size is"):
+    with pytest.raises(InputError, match=r"data\.sampling\.size is"):
         on_small_patches(model, size)
 
 
 @pytest.mark.parametrize("tuning", [LoRA(rank=4), AdaptFormer(width=4), FullTuning()], ids=lambda t: type(t).__name__)
 def test_stage_2_trains_on_several_objects_of_small_patches(tuning, study, make_trainer):
     data = small_patches(study)
-    module = make_seg(tuning=tuning, object_clicks=ObjectClicks(1, 2, 1.0))
+    module = make_seg(tuning=tuning, clicks=ObjectClicks(1, 2, 1.0))
     module.configure_model()
     before = {name: value.clone() for name, value in module.net.state_dict().items()}
     make_trainer(1, limit_val_batches=1).fit(module, datamodule=data)
@@ -109,7 +109,7 @@ def test_stage_2_trains_on_several_objects_of_small_patches(tuning, study, make_
 
 
 def test_several_objects_need_their_clicks(study, make_trainer):
-    with pytest.raises(InputError, match=r"data\.objects is 3: set model\.object_clicks"):
+    with pytest.raises(InputError, match=r"data\.sampling\.objects is 3: set model\.clicks to ObjectClicks"):
         make_trainer(1, limit_val_batches=1).fit(make_seg(), datamodule=small_patches(study))
 
 
@@ -117,9 +117,7 @@ def small_patches(study) -> VolumeDataModule:
     return VolumeDataModule(
         str(study),
         Preprocessing(spacing=(3.0, 3.0, 3.0), patch_size=64),
-        PatchSampling("foreground", minimum_foreground=20),
-        train_patch_size=32,
-        objects=3,
+        PatchSampling("foreground", minimum_foreground=20, size=32, objects=3),
         patches_per_epoch=4,
     )
 

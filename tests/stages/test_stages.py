@@ -1,4 +1,5 @@
 import loralib
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -8,9 +9,13 @@ from stages.building import make_seg, make_vcl, trained_state
 from torch.optim import AdamW
 
 from uscl.backbone import load_trunk
+from uscl.callbacks import AdapterExport
+from uscl.data import Preprocessing, Volume
+from uscl.data.evaluation_patches import place_patch
 from uscl.errors import InputError
-from uscl.prompting import Click, SamMed3DSegmenter
-from uscl.stages import AdapterExport
+from uscl.evaluation.promptable import Evaluation
+from uscl.prompting import PUBLISHED, REFINED, Click, Inference, SamMed3DSegmenter
+from uscl.prompting.rollout import dice_ce
 from uscl.tuning import LoRA, load_adapter
 from uscl.vcl import SubVolumes
 
@@ -160,27 +165,45 @@ def test_a_training_does_not_go_on_with_another_trunk(stage, make_data, make_tra
 def test_what_was_never_tuned_is_not_tested_under_a_tuned_name(make_data, make_trainer):
     with pytest.raises(InputError, match=r"nothing tuned is given to test: add --model\.adapter"):
         make_trainer(1).test(make_seg(), make_data())
-    module = make_seg(method="mine", tuning=None)
+    module = make_seg(evaluation=Evaluation(method="mine"), tuning=None)
     module.configure_model()
     assert module.method == "mine"
 
 
 def test_a_given_name_stays_after_vcl(make_data, make_trainer, tmp_path):
     make_trainer(1, "vcl", callbacks=[AdapterExport()]).fit(make_vcl(), make_data("volume"))
-    module = make_seg(vcl_adapter=str(tmp_path / "vcl" / "adapter.safetensors"), method="mine")
+    vcl_adapter = str(tmp_path / "vcl" / "adapter.safetensors")
+    module = make_seg(vcl_adapter=vcl_adapter, evaluation=Evaluation(method="mine"))
     module.configure_model()
     assert module.method == "mine"
 
 
 @torch.no_grad()
 def test_predictions_are_averaged_over_shifts_and_filtered_and_begin_with_two_looks():
-    module = make_seg(tuning=None, shifts=2, guided_filter=True, first_twice=True)
+    refined = Inference(shifts=2, guided_filter=True, first_twice=True)
+    module = make_seg(tuning=None, inference=refined)
     module.configure_model()
-    image = torch.randn(1, 1, 64, 64, 64)
-    segmenter = SamMed3DSegmenter(module.net, shifts=2, guided_filter=True, first_twice=True)
-    segmenter.set_image(image)
-    wanted = segmenter.segment([Click((20, 30, 40))])
-    assert torch.equal(module.predict_step({"image": image, "points": [((20, 30, 40), True)]}, 0), wanted)
+    array = np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.float32)
+    preprocessing = Preprocessing(spacing=(1.0, 1.0, 1.0), patch_size=64)
+    batch = place_patch(Volume(array), [((20, 30, 40), True)], preprocessing)
+    segmenter = SamMed3DSegmenter(module.net, refined)
+    segmenter.set_image(batch.image)
+    wanted = segmenter.segment([Click(index, True) for index, _ in batch.points])
+    assert np.array_equal(module.predict_step(batch, 0).mask, batch.grid.restore(wanted.numpy(), batch.corner))
+
+
+def test_tests_are_published_and_predictions_refined_where_that_was_measured(caplog):
+    small, embedded = make_seg(tuning=None), make_seg(tuning=None, backbone="mini_fine")
+    for module in (small, embedded):
+        module.configure_model()
+        assert module.inference_of("test") == module.inference_of("validate") == PUBLISHED
+    assert small.inference_of("predict") == PUBLISHED
+    assert embedded.inference_of("predict") == REFINED
+    embedded.inference = "published"
+    assert embedded.inference_of("predict") == PUBLISHED
+    small.inference = "refined"
+    assert small.inference_of("test").in_words == "4 shifts, guided filter"
+    assert small.inference_of("validate") == PUBLISHED
 
 
 def test_training_can_go_on_from_an_adapter(make_data, make_trainer, tmp_path):
@@ -209,7 +232,7 @@ def test_overfitting_one_patch_lowers_the_loss(make_data, make_trainer):
 
     for step in range(25):
         loss, _ = training_rollout(
-            module.net, batch["image"], batch["target"], module.loss, module.clicks, seeded_draw("overfit", step)
+            module.net, batch.image, batch.target, dice_ce(), module.clicks, seeded_draw("overfit", step)
         )
         built.zero_grad()
         loss.backward()
@@ -220,7 +243,7 @@ def test_overfitting_one_patch_lowers_the_loss(make_data, make_trainer):
 
 def test_loss_equals_the_original(load_parity):
     arrays = load_parity("sam_med3d/preproc_loss.npz")
-    found = make_seg().loss(arrays["loss/logits"], arrays["loss/gt"])
+    found = dice_ce()(arrays["loss/logits"], arrays["loss/gt"])
     assert found.item() == pytest.approx(arrays["loss/value"].item(), abs=1e-6)
 
 
@@ -230,7 +253,7 @@ def test_settings_that_cannot_work():
     with pytest.raises(InputError, match="not both"):
         make_seg(adapter="a", vcl_adapter="b")
     with pytest.raises(InputError, match="takes numbers from 1 on"):
-        make_seg(test_clicks=(0, 3))
+        Evaluation(clicks=(0, 3))
     module = make_seg(tuning=None)
     module.configure_model()
     with pytest.raises(InputError, match="nothing is trainable"):

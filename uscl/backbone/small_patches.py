@@ -19,7 +19,7 @@ from uscl.errors import InputError
 M = TypeVar("M", bound=nn.Module)
 
 
-def on_small_patches(model: SamMed3D, size: int, setting: str = "data.train_patch_size") -> SamMed3D:
+def on_small_patches(model: SamMed3D, size: int, setting: str = "data.sampling.size") -> SamMed3D:
     """The model for smaller patches, which are taken to lie in the middle of those that it is for.
 
     Everything learned is the model's own, whatever tuning method has put into it: gradients reach it, codes of

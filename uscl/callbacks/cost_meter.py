@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
 
 from uscl.evaluation.cost import COST_FILE, Cost
 
@@ -53,7 +54,7 @@ class CostMeter(Callback):
         self._steps += 1
         if self._steps == 1:
             self._since = self._now(trainer)
-            self._batch_size = len(batch["image"])
+            self._batch_size = extract_batch_size(batch)
         else:
             self._timed += 1
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from uscl.data.volume import Volume, write_volume
+from uscl.data.volume import write_volume
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,9 @@ class MaskWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes one mask."""
-        volume: Volume = batch["volume"]
-        mask = volume.with_array(batch["grid"].restore(outputs.float().cpu().numpy(), batch["corner"]))
-        path = Path(trainer.default_root_dir) / "masks" / f"{batch['mask_name']}.nii.gz"
-        write_volume(path, mask)
-        if batch["grid"].cut_short((outputs > 0).cpu().numpy(), batch["corner"]):
+        path = Path(trainer.default_root_dir) / "masks" / f"{batch.mask_name}.nii.gz"
+        write_volume(path, batch.volume.with_array(outputs.mask))
+        if outputs.cut_short:
             log.warning("%s: the mask reaches the border of its patch; the object may go on beyond it", path)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

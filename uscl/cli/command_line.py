@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import uscl
+from uscl.cli.experiments import find_experiments
 from uscl.errors import InputError
 
 _VERBS = {
@@ -46,13 +48,14 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     command, rest = _parser().parse_known_args(given[:1])[0].command, given[1:]
     _set_up_logging()
+    _find_modules_here()
     try:
         if command in _VERBS:
             from uscl.cli.lightning_cli import run
 
-            run(None if args is None else given)
+            run(find_experiments(given))
         else:
-            _run_tool(command, rest)
+            _run_tool(command, find_experiments(rest))
     except InputError as error:
         sys.stderr.write(f"uscl: error: {_reason(error)}\n")
         return 2
@@ -115,6 +118,13 @@ def _plain_options(args: list[str]) -> list[str]:
         else:
             plain.append(arg)
     return plain
+
+
+def _find_modules_here() -> None:
+    """Lets dotted paths name modules in the folder that uscl is run in, after everything that is installed."""
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.append(here)
 
 
 def _set_up_logging() -> None:

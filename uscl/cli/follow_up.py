@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from uscl.cli.experiments import find_experiment
 from uscl.cli.run_folder import SHARED, end_record
 from uscl.errors import InputError
 from uscl.evaluation.loggers import log_test
@@ -47,7 +48,7 @@ def parse_experiments(experiments: Sequence[str]) -> dict[str, list[str]]:
         raise InputError(f"--test_with: {', '.join(experiments)}: {str(error).lower()}") from error
     commands = {Path(parts[0]).stem: parts for parts in split if parts}
     for file, *_ in commands.values():
-        if not Path(file).expanduser().is_file():
+        if not Path(find_experiment(file)).expanduser().is_file():
             raise InputError(f"--test_with: {file}: no such file; give experiments, as to `uscl test --config`")
     if len(commands) < len(experiments):
         raise InputError(f"--test_with: every experiment needs a file name of its own, found {', '.join(experiments)}")
@@ -55,7 +56,12 @@ def parse_experiments(experiments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def run_tests(
-    run: Path, experiments: Sequence[str], weights: str | None, accelerator: str, loggers: Sequence[Any] = ()
+    run: Path,
+    experiments: Sequence[str],
+    weights: str | None,
+    accelerator: str,
+    loggers: Sequence[Any] = (),
+    tuning: str | None = None,
 ) -> None:
     """Tests what a training left, with its adapter, on each of some experiments; rows go to ``RUN/tests/NAME``.
 
@@ -65,6 +71,7 @@ def run_tests(
         weights: the trunk's, as the training was given them.
         accelerator: as the training was given it.
         loggers: of the training; W&B and TensorBoard get rows and pictures too.
+        tuning: class path of the tuning method, where it is none of uscl's.
 
     Raises:
         InputError: an experiment cannot be used, the training left no adapter, or a test failed.
@@ -96,6 +103,7 @@ def run_tests(
             f"--trainer.accelerator={accelerator}",
             f"--trainer.default_root_dir={run / 'tests' / name}",
             "--overwrite",
+            *([f"--model.tuning={tuning}"] if tuning else []),
         ]
         if subprocess.run(command, env=environment, check=False).returncode:
             end_record(run, f"failed: the test with {file}")

@@ -14,20 +14,29 @@ import yaml
 from jsonargparse import ActionYesNo
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import uscl
 from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Scoring, WeightsExport
+from uscl.callbacks.scoring import earlier_test
 from uscl.cli.follow_up import parse_experiments, run_tests
-from uscl.cli.run_folder import begin_record, claim_run_folder, end_record, release_run_folder, reopen_run_folder
+from uscl.cli.run_folder import (
+    begin_record,
+    claim_run_folder,
+    end_record,
+    note_in_record,
+    release_run_folder,
+    reopen_run_folder,
+)
 
 # Imported so that their short names work in YAML and on the command line.
 from uscl.comparators.module import ComparatorModule
 from uscl.data import VolumeDataModule
 from uscl.data.datasets import write_splits
 from uscl.errors import InputError, WeightsNotFoundError
+from uscl.evaluation.promptable import PromptableModule
 from uscl.phantom import PhantomDataModule, PhantomScansDataModule
 from uscl.phantom.pretraining import PretrainDataModule
 from uscl.stages import DistillModule, LoRASegModule, PretrainModule, VCLPretrainModule
@@ -43,8 +52,11 @@ __all__ = [
     "UsclCLI",
     "VCLPretrainModule",
     "VolumeDataModule",
+    "resolve",
     "run",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def _quieten() -> None:
@@ -72,7 +84,8 @@ class RunRecord(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called once, on the first process."""
         folder = Path(trainer.default_root_dir)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+        # In one file: settings that a config takes from another would be saved as the name of that.
+        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
         begin_record(folder, self.config.get("seed_everything"))
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, VolumeDataModule) and stage != "predict":
@@ -80,6 +93,19 @@ class RunRecord(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what is trained or tested, and on what, for reports."""
+        if trainer.is_global_zero:
+            noted: dict[str, Any] = {}
+            if isinstance(pl_module, PromptableModule):
+                noted["setting"] = pl_module.described()
+            data = getattr(trainer, "datamodule", None)
+            if isinstance(data, VolumeDataModule):
+                noted["data_set"] = data.data_set.name
+            note_in_record(Path(trainer.default_root_dir), **noted)
+
+    on_test_start = on_fit_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Notes that the run came to its end."""
@@ -166,6 +192,17 @@ class UsclCLI(LightningCLI):
         reopen_run_folder(wanted, now)
         config.verbose = False
 
+    def before_test(self) -> None:
+        """Leaves out what a killed test in the same folder has scored."""
+        config = self.config[self.subcommand]
+        if config.resume and isinstance(self.model, PromptableModule):
+            folder, clicks = Path(config.trainer.default_root_dir), self.model.evaluation.clicks
+            earlier = earlier_test(folder, clicks, self.trainer.world_size)
+            self.model.earlier_rows = earlier.rows
+            if earlier.objects and isinstance(self.datamodule, VolumeDataModule):
+                self.datamodule.leave_out(earlier.objects)
+                log.info("Going on with a test that was killed: %d objects have been tested", len(earlier.objects))
+
     def after_fit(self) -> None:
         """Runs the tests of ``--test_with``; the run is finished when they are."""
         config = self.config[self.subcommand]
@@ -176,6 +213,7 @@ class UsclCLI(LightningCLI):
                 config.model.init_args.weights,
                 config.trainer.accelerator,
                 self.trainer.loggers,
+                _tuning_outside(config.model.init_args.get("tuning")),
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -203,6 +241,12 @@ class UsclCLI(LightningCLI):
                 kwargs["logger"] = chosen
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+def _tuning_outside(tuning: Any) -> str | None:
+    """Class path of a tuning method that is none of uscl's: only who names it may have it loaded."""
+    path = None if tuning is None else str(tuning.class_path)
+    return None if path is None or path.startswith("uscl.") else path
 
 
 def _of_agent() -> bool:
@@ -240,34 +284,67 @@ def _check_readable(checkpoint: str) -> None:
         )
 
 
-def run(args: list[str] | None) -> None:
-    """Runs one of Lightning's verbs.
+class _Parsed(Exception):
+    """The settings of a command are known."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+
+
+class _ParseOnly(UsclCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        verb = self.config["subcommand"]
+        raise _Parsed(yaml.safe_load(self._parser(verb).dump(self.config[verb], skip_none=False)))
+
+
+_OPTIONS: dict[str, Any] = {
+    "model_class": LightningModule,
+    "datamodule_class": LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "save_config_callback": RunRecord,
+    "save_config_kwargs": {"save_to_log_dir": False},
+    "seed_everything_default": 0,
+    "auto_configure_optimizers": False,
+    "parser_kwargs": {"prog": "uscl", "version": uscl.__version__},
+}
+# What every experiment shares: one device unless asked for more, and clipped gradients.
+_TRAINER = {"accelerator": "auto", "devices": 1, "gradient_clip_val": 1.0}
+
+
+def resolve(args: list[str]) -> dict[str, Any]:
+    """The settings that a command line runs with, everything filled in; nothing is run.
 
     Args:
-        args: the command line, beginning with the verb; None takes the program's.
+        args: the command line, beginning with the verb.
     """
     _quieten()
     try:
-        UsclCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=RunRecord,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={"prog": "uscl", "version": uscl.__version__},
-            args=args,
-        )
+        _ParseOnly(**_OPTIONS, trainer_defaults=dict(_TRAINER), args=args)
+    except _Parsed as parsed:
+        return parsed.config
+    raise AssertionError("parsing ends with the settings")
+
+
+def run(args: list[str]) -> None:
+    """Runs one of Lightning's verbs.
+
+    Args:
+        args: the command line, beginning with the verb.
+    """
+    _quieten()
+    try:
+        UsclCLI(**_OPTIONS, trainer_defaults=dict(_TRAINER), args=args)
     except ValueError as error:
         # What a module or data module says while it is built comes wrapped in jsonargparse's words.
-        told: BaseException | None = error
-        while told is not None and not isinstance(told, InputError):
-            told = told.__cause__
-        if told is None:
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, InputError):
+            reason = reason.__cause__
+        if reason is None:
             raise
         release_run_folder(abandon=True)
-        raise told from None
+        raise reason from None
     finally:
         release_run_folder()

@@ -133,12 +133,17 @@ def begin_record(folder: Path, seed: Any) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def end_record(folder: Path, status: str, **more: str) -> None:
-    """Notes when and how the run ended, and what else there is to tell."""
+def note_in_record(folder: Path, **more: Any) -> None:
+    """Adds to the record of a run, if it has one."""
     file = folder / RECORD
     if file.is_file():
-        record = json.loads(file.read_text(encoding="utf-8")) | {"ended": _now(), "status": status, **more}
+        record = json.loads(file.read_text(encoding="utf-8")) | more
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def end_record(folder: Path, status: str, **more: Any) -> None:
+    """Notes when and how the run ended, and whatever else there is to note."""
+    note_in_record(folder, ended=_now(), status=status, **more)
 
 
 def _in_use(folder: Path) -> bool:

@@ -1,36 +1,35 @@
-"""What a comparison needs to know of each 2D method; chosen by ``model.comparator`` in YAML."""
+"""The 2D methods of the paper's tables: what a comparison needs to know of each."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from uscl.backbone.checkpoints import LoadReport, fetch, load_checkpoint, read_tensors
+from uscl.comparators.comparator import Comparator, Loaded
 from uscl.comparators.pickles import read_pickled_tensors
-from uscl.comparators.registry import PUBLISHED, Published
+from uscl.comparators.published import PUBLISHED, Published
 from uscl.comparators.sam import SIZES, PromptedSam, SamSize
 from uscl.comparators.sam_med2d import SIZE as SAM_MED2D_SIZE
 from uscl.comparators.sam_med2d import SamMed2D as SamMed2DModel
-from uscl.comparators.slices import Slicing
+from uscl.comparators.slices import SliceSegmenter, Slicing
 from uscl.comparators.tiny_vit import TinyViT
 
 
 @dataclass(frozen=True)
-class Comparator(ABC):
-    """A 2D method: its name, its weights, and how slices are given to it.
+class SliceComparator(Comparator):
+    """A 2D method: its weights, and how slices are given to it.
 
     Attributes:
-        title: name in tables, as in the paper.
         weights: file or ``hf://`` reference; None looks for the published file on this machine.
         slicing: how a volume is given to the model.
     """
 
-    title: ClassVar[str]
     weights: str | None = None
     slicing: Slicing = Slicing()
 
@@ -43,9 +42,20 @@ class Comparator(ABC):
     def build(self) -> PromptedSam:
         """The model with random weights."""
 
+    @property
+    def slice_axis(self) -> int:
+        """The axis that volumes are sliced along."""
+        return self.slicing.axis
+
+    def load(self) -> Loaded:
+        """Builds the model and fills in its weights, all of them."""
+        model, report = load_model(self)
+        segmenter = SliceSegmenter(model.requires_grad_(False), self.slicing)
+        return Loaded(segmenter, f"{PurePath(report.source).name} sha256:{report.sha256[:12]}", model)
+
 
 @dataclass(frozen=True)
-class Sam(Comparator):
+class Sam(SliceComparator):
     """SAM (Kirillov et al. 2023), slice by slice.
 
     Attributes:
@@ -68,7 +78,7 @@ class Sam(Comparator):
 
 
 @dataclass(frozen=True)
-class MobileSam(Comparator):
+class MobileSam(SliceComparator):
     """MobileSAM (Zhang et al. 2023), slice by slice.
 
     Attributes:
@@ -106,7 +116,7 @@ class TinySam(MobileSam):
 
 
 @dataclass(frozen=True)
-class SamMed2D(Comparator):
+class SamMed2D(SliceComparator):
     """SAM-Med2D (Cheng et al. 2023), slice by slice.
 
     Attributes:
@@ -127,7 +137,7 @@ class SamMed2D(Comparator):
         return SamMed2DModel(SAM_MED2D_SIZE)
 
 
-def load_comparator(comparator: Comparator) -> tuple[PromptedSam, LoadReport]:
+def load_model(comparator: SliceComparator) -> tuple[PromptedSam, LoadReport]:
     """Builds a model and fills in its weights, all of them.
 
     Raises:

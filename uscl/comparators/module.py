@@ -1,82 +1,73 @@
-"""Testing a 2D method on volumes through Lightning, as ours is tested."""
+"""Testing other methods on volumes through Lightning, as ours is tested."""
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import PurePath
-from typing import Any
+from typing import cast
 
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import nn
 
-from uscl.comparators.methods import Comparator, load_comparator
-from uscl.comparators.sam import PromptedSam
-from uscl.comparators.slices import SliceSegmenter
+from uscl.comparators.comparator import Comparator, Loaded
+from uscl.data.batches import CaseObject, PromptedObject
+from uscl.data.cache import read_case_image
+from uscl.data.volume import Volume
 from uscl.errors import InputError, WeightsNotFoundError
-from uscl.prompting import Click, ClickProtocol, evaluation_rollout
-from uscl.seeds import seeded_draw
+from uscl.evaluation.promptable import Evaluation, PromptableModule
+from uscl.prompting import Segmenter, VolumeSegmenter, WholeVolume
 
 
-class ComparatorModule(LightningModule):
-    """Tests a 2D method slice by slice on the objects, patches and first clicks that every other method meets.
+class ComparatorModule(PromptableModule):
+    """Tests another method on the objects, patches and first clicks that ours meets.
 
-    A round is one click on EVERY slice that holds the object, so that its n clicks are many more points in the volume
-    than the n of a 3D method; the rows hold both numbers.
+    A round of a 2D method is one click on EVERY slice that holds the object, so that its n clicks are many more points
+    in the volume than the n of a 3D method; the rows hold both numbers. A method that takes whole volumes is clicked on
+    within the patch, and its mask is scored on the image's own grid.
 
     Args:
-        comparator: the method: Sam, MobileSam, TinySam or SamMed2D.
-        test_clicks: numbers of clicks per slice after which a test scores; the paper's are 1, 3, 5 and 10.
-        protocol: where clicks go, and which mask is scored; a 2D method is always shown all clicks on a slice.
-        method: name in the result rows; null takes the comparator's.
+        comparator: the method: Sam, MobileSam, TinySam, SamMed2D, or a class of your own.
+        evaluation: how tests click and score; a 2D method is always shown all clicks on a slice.
     """
 
-    def __init__(
-        self,
-        comparator: Comparator,
-        test_clicks: tuple[int, ...] = (1, 3, 5, 10),
-        protocol: ClickProtocol = ClickProtocol(),
-        method: str | None = None,
-    ) -> None:
-        super().__init__()
-        if min(test_clicks, default=0) < 1:
-            raise InputError(f"model.test_clicks takes numbers from 1 on; found {list(test_clicks)}")
+    def __init__(self, comparator: Comparator, evaluation: Evaluation = Evaluation()) -> None:
+        super().__init__(evaluation)
         self.comparator = comparator
-        self.test_clicks = tuple(sorted(test_clicks))
-        self.protocol = protocol
-        self.method = method or comparator.title
-        self.weights = ""
-        self.net: PromptedSam | None = None
+        self.method = self.method or comparator.title
+        self.net: nn.Module | None = None
+        self._loaded: Loaded | None = None
+        self._volume: tuple[str, Volume] | None = None
 
     def configure_model(self) -> None:
-        """Builds the model and loads its weights."""
-        if self.net is None:
+        """Builds the method and loads its weights."""
+        if self._loaded is None:
             try:
-                self.net, report = load_comparator(self.comparator)
+                self._loaded = self.comparator.load()
             except WeightsNotFoundError as error:
                 raise WeightsNotFoundError(error.reference, f"{self.method}: weights not found: {error}") from error
-            self.net.requires_grad_(False)
-            self.weights = f"{PurePath(report.source).name} sha256:{report.sha256[:12]}"
+            self.net = self._loaded.model
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Sets clicks on one object; the evaluation callback scores what comes out."""
-        slicing = self.comparator.slicing
-        steps = evaluation_rollout(
-            self._segmenter(),
-            batch["image"],
-            batch["target"],
-            self.test_clicks[-1],
-            partial(seeded_draw, "click", batch["data_set"], batch["case"], batch["class_name"]),
-            self.protocol,
-            slice_axis=slicing.axis,
-        )
-        chosen = [step for step in steps if step.number in self.test_clicks]
-        return {"steps": chosen, "method": self.method, "weights": self.weights}
+    def segmenter(self, stage: str) -> Segmenter:
+        """The method, where it takes patches."""
+        assert self._loaded is not None
+        return cast("Segmenter", self._loaded.segmenter)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Logits [S, S, S] for somebody's clicks; slices without a click are background."""
-        segmenter = self._segmenter()
-        segmenter.set_image(batch["image"])
-        return segmenter.segment([Click(index, foreground) for index, foreground in batch["points"]])
+    def segmenter_of(self, batch: CaseObject | PromptedObject, stage: str) -> Segmenter:
+        """The method, shown as a segmenter of the patch where it takes whole volumes."""
+        if self.comparator.takes == "patch":
+            return self.segmenter(stage)
+        assert self._loaded is not None
+        volume = batch.volume if isinstance(batch, PromptedObject) else self._volume_of(batch)
+        method = cast("VolumeSegmenter", self._loaded.segmenter)
+        return WholeVolume(method, volume, batch.grid, batch.corner, batch.image.shape[-1])
+
+    @property
+    def weights_in_words(self) -> str:
+        """As the comparator reports them."""
+        assert self._loaded is not None
+        return self._loaded.weights
+
+    @property
+    def slice_axis(self) -> int | None:
+        """As the comparator has it."""
+        return self.comparator.slice_axis
 
     def configure_optimizers(self) -> None:
         """Refuses: comparators are tested as they were published.
@@ -86,6 +77,8 @@ class ComparatorModule(LightningModule):
         """
         raise InputError("comparators are tested, not trained; use `uscl test`")
 
-    def _segmenter(self) -> SliceSegmenter:
-        assert self.net is not None
-        return SliceSegmenter(self.net, self.comparator.slicing)
+    def _volume_of(self, batch: CaseObject) -> Volume:
+        """The image of a case; objects of one case come one after the other, so the last one is kept."""
+        if self._volume is None or self._volume[0] != batch.case.name:
+            self._volume = (batch.case.name, read_case_image(batch.case))
+        return self._volume[1]

@@ -71,16 +71,12 @@ class CaseCache:
         preprocessing: how.
         data_set: names the labels that may occur.
         capacity: cases kept in memory.
-        folder: where ``uscl prepare`` has written them; None prepares from the files of the data set.
     """
 
-    def __init__(
-        self, preprocessing: Preprocessing, data_set: DataSet, capacity: int, folder: Path | None = None
-    ) -> None:
+    def __init__(self, preprocessing: Preprocessing, data_set: DataSet, capacity: int) -> None:
         self.preprocessing = preprocessing
         self.data_set = data_set
         self.capacity = capacity
-        self.folder = folder
         self._kept: OrderedDict[str, PreparedCase] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,8 +92,8 @@ class CaseCache:
         if case.name in self._kept:
             self._kept.move_to_end(case.name)
             return self._kept[case.name]
-        if self.folder is not None:
-            prepared = PreparedCase(*open_case(self.folder, self.preprocessing, case.name))
+        if self.data_set.store is not None:
+            prepared = PreparedCase(*open_case(self.data_set.store, self.preprocessing, case.name))
         else:
             volume, label = read_case(case, self.data_set)
             image, grid = self.preprocessing.prepare_image(volume)
@@ -123,13 +119,22 @@ class CaseCache:
         return prepared, prepared.label
 
 
+def read_case_image(case: Case) -> Volume:
+    """The image of a case on its own grid.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    return read_image(case.image) if case.reading is None else read_sweep(case.image, case.reading)
+
+
 def read_case(case: Case, data_set: DataSet) -> tuple[Volume, Volume | None]:
     """Image and label map of a case, each on its own grid, which is the same.
 
     Raises:
         InputError: a file cannot be used, the grids differ, or the label map has ids that the data set does not name.
     """
-    image = read_image(case.image) if case.reading is None else read_sweep(case.image, case.reading)
+    image = read_case_image(case)
     if case.label is None:
         return image, None
     if case.reading is not None:

@@ -14,7 +14,6 @@ from uscl.data.cache import read_case
 from uscl.data.datasets.cases import Case, DataSet
 from uscl.data.patches import Preprocessing
 from uscl.data.store import is_written, stored_bytes, vanished_ids, write_case
-from uscl.data.sweeps import is_assumed
 from uscl.errors import InputError
 
 USABLE, UNUSABLE = "usable", "unusable"
@@ -73,7 +72,6 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
             )
     except InputError as error:
         return CaseReport(case.name, UNUSABLE, str(error), case.patient)
-    voxel_ml = None if is_assumed(case.image, case.reading) else float(np.prod(volume.spacing)) / 1000
     found = {} if label is None else {name: int(data_set.mask(label.array, name).sum()) for name in data_set.classes}
     image, grid = preprocessing.prepare_image(volume)
     if not is_written(folder, preprocessing, case.name, sources):
@@ -98,7 +96,7 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
         " x ".join(f"{s:.4g}" for s in volume.spacing),
         float(volume.array.min()),
         float(volume.array.max()),
-        "; ".join(f"{name} {_size(voxels, voxel_ml)}" for name, voxels in found.items() if voxels),
+        "; ".join(f"{name} {_size(voxels, volume.voxel_ml)}" for name, voxels in found.items() if voxels),
         sum(raw for raw, _ in sources.values()),
         stored_bytes(folder, preprocessing, case.name),
     )

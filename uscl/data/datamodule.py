@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,24 +14,24 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from uscl.data.augmentations import Augmentation
+from uscl.data.batches import single, to_device
 from uscl.data.cache import CaseCache
-from uscl.data.datasets import READERS, Case, DataSet, Split, assign_splits, few_shot
-from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, Region, single
+from uscl.data.datasets import Case, DataSet, Split, Splitting
+from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, Region
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import read_prompts
-from uscl.data.store import read_prepared
+from uscl.data.registry import DATA_SETS
 from uscl.data.training_patches import PatchNumbers, PatchSampling, TrainingPatches
 from uscl.errors import InputError
 from uscl.seeds import run_seed
 
 log = logging.getLogger(__name__)
 
-_READERS = {**READERS, "prepared": read_prepared}
-Loader = DataLoader[dict[str, Any]]
+Loader = DataLoader[Any]
 
 
 class VolumeDataModule(LightningDataModule):
-    """Volumes of any layout that :mod:`uscl.data.datasets` knows, cut into patches.
+    """Volumes of any layout that :data:`uscl.data.registry.DATA_SETS` knows, cut into patches.
 
     Training draws an endless, numbered stream of patches that depends on ``seed`` alone; validation and testing go
     through every (case, class) of their side once; prediction takes clicks from a table and opens no label.
@@ -40,35 +40,23 @@ class VolumeDataModule(LightningDataModule):
         root: the data folder.
         preprocessing: how every volume is prepared.
         sampling: where training patches are cut.
-        train_patch_size: edge of the patches to train on, voxels, where they are to be smaller than those of
-            ``preprocessing``, which validation and testing keep to. For stage 2.
-        objects: objects per training patch, for stage 2 with ``model.object_clicks``; a patch that shows fewer repeats
-            them.
-        dataset: its layout: ``folder`` (plain, or an nnU-Net raw data set), ``amos``, ``totalsegmentator``,
-            ``brats``, ``ultrasound`` (sweeps of any kind, listed in a manifest), or ``prepared`` for what ``uscl
-            prepare`` wrote.
+        dataset: the layout of the folder: ``folder`` (plain, or an nnU-Net raw data set), ``amos``,
+            ``totalsegmentator``, ``brats``, ``ultrasound`` (sweeps of any kind, listed in a manifest), ``prepared`` for
+            what ``uscl prepare`` wrote; or the dotted path of a reader of your own.
         modality: which image of a case, or which cases: a channel's number or name (``folder``), ``ct`` or ``mr``
             (``amos``, ``totalsegmentator``), ``t1n``, ``t1c``, ``t2w`` or ``t2f`` (``brats``), a site
             (``ultrasound``); null for the default.
         classes: names of classes to use; null for all that the data set names.
+        augmentation: how training patches are changed.
+        split: which patients train, validate and test.
         batch_size: training patches per step and process.
         patches_per_epoch: training patches of one epoch over all processes; null for one per (case, class).
-        val_fraction: share of the patients for validation, where the data set leaves the split open.
-        test_fraction: share of the patients for testing, likewise.
-        split_seed: decides which patients these are.
-        fold: [i, k] for cross-validation: part i of k, counted from 0, of all patients that are not for testing is the
-            validation side.
-        train_cases: train on so many labelled cases alone (few-shot); null for all.
-        seed: of the stream of training patches; null takes ``seed_everything``.
-        augmentation: how training patches are changed.
         num_workers: processes that prepare patches.
         cached_cases: prepared cases kept in memory, by each process that prepares patches.
         region: where the patch of a validation or test lies: around the ``label``, as in the published evaluations, or
             around the ``first_click``, which is all that a user gives.
         prompts: table of clicks to predict from (see :func:`uscl.data.prompts.read_prompts`).
-
-    Attributes:
-        leave_out: (case, class) pairs that a test goes past, for they were scored before it was interrupted.
+        seed: of the stream of training patches; null takes ``seed_everything``.
     """
 
     def __init__(
@@ -76,76 +64,55 @@ class VolumeDataModule(LightningDataModule):
         root: str,
         preprocessing: Preprocessing = Preprocessing(),
         sampling: PatchSampling = PatchSampling(),
-        train_patch_size: int | None = None,
-        objects: int = 1,
-        dataset: Literal["folder", "amos", "totalsegmentator", "brats", "ultrasound", "prepared"] = "folder",
+        dataset: str = "folder",
         modality: str | None = None,
         classes: list[str] | None = None,
+        augmentation: Augmentation = Augmentation(),
+        split: Splitting = Splitting(),
         batch_size: int = 2,
         patches_per_epoch: int | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        split_seed: int = 0,
-        fold: tuple[int, int] | None = None,
-        train_cases: int | None = None,
-        seed: int | None = None,
-        augmentation: Augmentation = Augmentation(),
         num_workers: int = 0,
         cached_cases: int = 64,
         region: Region = "label",
         prompts: str | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
-        if objects < 1:
-            raise InputError(f"data.objects must be at least 1, found {objects}")
-        if sampling.centre == "volume" and (objects > 1 or train_patch_size is not None):
-            raise InputError(
-                "data.objects and data.train_patch_size are for training on labels; leave them out where "
-                "data.sampling.centre is volume"
-            )
-        self.root, self.dataset, self.modality = root, dataset, modality
-        self.preprocessing = preprocessing
-        self.sampling, self.train_patch_size, self.objects = sampling, train_patch_size, objects
-        self.classes = classes
-        self.batch_size = batch_size
-        self.patches_per_epoch = patches_per_epoch
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.split_seed, self.fold, self.train_cases = split_seed, fold, train_cases
-        self.seed = run_seed(seed)
-        self.augmentation = augmentation
-        self.num_workers = num_workers
-        self.cached_cases = cached_cases
+        self.root, self.dataset, self.modality, self.classes = root, dataset, modality, classes
+        self.preprocessing, self.sampling, self.augmentation, self.split = preprocessing, sampling, augmentation, split
+        self.batch_size, self.patches_per_epoch = batch_size, patches_per_epoch
+        self.num_workers, self.cached_cases = num_workers, cached_cases
         self.region: Region = region
         self.prompts = prompts
-        self.leave_out: frozenset[tuple[str, str]] = frozenset()
+        self.seed = run_seed(seed)
+        self._left_out: frozenset[tuple[str, str]] = frozenset()
         self._data_set: DataSet | None = None
         self._cache: CaseCache | None = None
         self._objects: dict[Split, list[tuple[Case, str]]] = {}
 
     def read_data_set(self) -> DataSet:
         """Lists the cases of the layout in use, with the classes in use."""
-        return _READERS[self.dataset](Path(self.root), self.modality).require_sound().only(self.classes)
+        return DATA_SETS.find(self.dataset)(Path(self.root), self.modality).require_sound().only(self.classes)
 
     @property
     def data_set(self) -> DataSet:
         """All cases, each with its split."""
         if self._data_set is None:
-            found = self.read_data_set()
-            split = assign_splits(found, self.val_fraction, self.test_fraction, self.split_seed, self.fold)
-            few = self.train_cases
-            self._data_set = split if few is None else few_shot(split, few, self.split_seed)
+            self._data_set = self.split.of(self.read_data_set())
         return self._data_set
 
     @property
     def cache(self) -> CaseCache:
         """The prepared cases."""
         if self._cache is None:
-            folder = Path(self.root).expanduser() if self.dataset == "prepared" else None
-            self._cache = CaseCache(self.preprocessing, self.data_set, self.cached_cases, folder)
+            self._cache = CaseCache(self.preprocessing, self.data_set, self.cached_cases)
         return self._cache
 
-    def setup(self, stage: Literal["fit", "validate", "test", "predict"] | str) -> None:
+    def leave_out(self, objects: Iterable[tuple[str, str]]) -> None:
+        """Makes the test go past (case, class) pairs, for they were scored before it was interrupted."""
+        self._left_out = frozenset(objects)
+
+    def setup(self, stage: str) -> None:
         """Reads what the stage needs and fails early where it is not there.
 
         Raises:
@@ -160,7 +127,8 @@ class VolumeDataModule(LightningDataModule):
         for split in needed[stage]:
             cases = self.data_set.in_split(split)
             if not cases and split != "val":
-                everything = "--data.val_fraction 0 --data.test_fraction " + ("1" if split == "test" else "0")
+                tested = int(split == "test")
+                everything = f"--data.split.val_fraction 0 --data.split.test_fraction {tested}"
                 raise InputError(
                     f"{self.root}: no case on the {split} side of {len(self.data_set.cases)}; {everything} puts all "
                     "patients there that no file assigns elsewhere, or say in patients.csv where each belongs"
@@ -169,10 +137,7 @@ class VolumeDataModule(LightningDataModule):
                 self._objects[split] = self._list_objects(split, cases)
 
     def train_dataloader(self) -> Loader:
-        """Batches ``image`` [B, 1, S, S, S] and ``target`` [B, K, S, S, S] with K = ``objects``.
-
-        Without ``target`` where labels are not looked at.
-        """
+        """Batches of :class:`~uscl.data.batches.LabelledPatch`, or of ``ImagePatch`` where labels are not looked at."""
         cases = self.data_set.in_split("train")
         cases_of: dict[str | None, Sequence[Case]] = {None: cases}
         length = len(cases)
@@ -186,9 +151,7 @@ class VolumeDataModule(LightningDataModule):
                 f"{length} patches per epoch do not fill one batch of {self.batch_size} on {self._world_size} "
                 "process(es); raise data.patches_per_epoch or lower data.batch_size"
             )
-        patches = TrainingPatches(
-            self.cache, cases_of, self.sampling, self.seed, self.augmentation, self.train_patch_size, self.objects
-        )
+        patches = TrainingPatches(self.cache, cases_of, self.sampling, self.seed, self.augmentation)
         sampler = PatchNumbers(length, self._rank, self._world_size)
         return self._loader(patches, sampler, batch_size=self.batch_size, drop_last=True)
 
@@ -215,17 +178,15 @@ class VolumeDataModule(LightningDataModule):
         sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)
         return self._loader(objects, sampler, batch_size=1, collate_fn=single)
 
-    def transfer_batch_to_device(
-        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Any]:
-        """Moves the tensors; grids, names and references stay where they are."""
-        return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """See :func:`~uscl.data.batches.to_device`."""
+        return to_device(batch, device)
 
     def _objects_loader(self, split: Split) -> Loader:
         left = [
             (case, name)
             for case, name in self._objects[split]
-            if split != "test" or (case.name, name) not in self.leave_out
+            if split != "test" or (case.name, name) not in self._left_out
         ]
         objects = LabelledObjects(self.cache, left, split == "test", self.region)
         sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)

@@ -258,7 +258,8 @@ def _volume(folder: Path, headers: Sequence[Header], positions: NDArray[np.float
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{folder}: is in colour; expected one value per voxel")
     array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-    return Volume(array, image.GetSpacing(), image.GetOrigin(), np.array(image.GetDirection()).reshape(3, 3), folder)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    return Volume(array, image.GetSpacing(), image.GetOrigin(), direction, folder, "measured")
 
 
 def _last_line(error: Exception) -> str:

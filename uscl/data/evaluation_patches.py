@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from uscl.data.batches import CaseObject, PromptedObject, Truth
 from uscl.data.cache import CaseCache, read_case
 from uscl.data.datasets import Case
 from uscl.data.patches import Preprocessing, Sliceable, corner_around, corner_around_box
 from uscl.data.prompts import Prompt, mask_names
-from uscl.data.sweeps import is_assumed, read_sweep
+from uscl.data.sweeps import read_sweep
 from uscl.data.volume import Array, Index, Volume
 from uscl.errors import InputError
 from uscl.seeds import seeded_draw
@@ -24,7 +25,7 @@ Region = Literal["label", "first_click"]
 where to look; or around the first click alone, which is all that a user gives."""
 
 
-class LabelledObjects(Dataset[dict[str, Any]]):
+class LabelledObjects(Dataset[CaseObject]):
     """Every (case, class) of a split, in a patch that holds the object or what a first click finds of it.
 
     Clicks are set by whoever evaluates, but for a first one that places the patch.
@@ -32,85 +33,69 @@ class LabelledObjects(Dataset[dict[str, Any]]):
     Args:
         cache: of prepared cases.
         objects: the pairs of case and class.
-        with_reference: also give the reference mask on the image's own grid, for scoring there.
+        with_truth: also give the reference mask on the image's own grid, for scoring there.
         region: see :data:`Region`.
     """
 
     def __init__(
-        self,
-        cache: CaseCache,
-        objects: Sequence[tuple[Case, str]],
-        with_reference: bool,
-        region: Region = "label",
+        self, cache: CaseCache, objects: Sequence[tuple[Case, str]], with_truth: bool, region: Region = "label"
     ) -> None:
         self.cache = cache
         self.objects = tuple(objects)
-        self.with_reference = with_reference
+        self.with_truth = with_truth
         self.region = region
-        self._last: tuple[str, Volume, bool] | None = None
+        self._last: tuple[str, Volume] | None = None
 
     def __len__(self) -> int:
         return len(self.objects)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        """Object ``number``.
-
-        Returns:
-            ``image`` float32 [1, S, S, S]; ``target`` bool [S, S, S]; ``corner`` and ``grid``, which lead back to the
-            volume; the names ``data_set``, ``case``, ``patient``, ``class_name``; if asked for, ``reference`` (bool,
-            on the image's own grid), ``spacing`` (of that grid, mm; 1 along every axis where distances are not known
-            but assumed, so that surfaces are compared in voxels) and ``measured`` (False there); and, where it placed
-            the patch, ``first_click``, voxel of the patch.
-        """
+    def __getitem__(self, number: int) -> CaseObject:
+        """Object ``number``."""
         case, class_name = self.objects[number]
-        preprocessing = self.cache.preprocessing
+        preprocessing, data_set = self.cache.preprocessing, self.cache.data_set
+        key = ("click", data_set.name, case.name, class_name)
         prepared, label = self.cache.labelled(case)
-        box = prepared.box(self.cache.data_set.classes[class_name])
+        box = prepared.box(data_set.classes[class_name])
         assert box is not None, "objects are listed from what occurs"
         corner, first = corner_around_box(box, preprocessing.patch_size), None
         if self.region == "first_click":
-            found = np.argwhere(self.cache.data_set.mask(label[:], class_name))
-            draw = seeded_draw("click", self.cache.data_set.name, case.name, class_name, 1)
-            first = found[draw(len(found))]
+            found = np.argwhere(data_set.mask(label[:], class_name))
+            first = found[seeded_draw(*key, 1)(len(found))]
             corner = corner_around(first, preprocessing.patch_size)
-        target = self.cache.data_set.mask(preprocessing.cut(label, corner), class_name)
+        target = data_set.mask(preprocessing.cut(label, corner), class_name)
         if not target.any():  # the middle of an object in two distant parts may hold none of it
-            found = np.argwhere(self.cache.data_set.mask(label[:], class_name))
+            found = np.argwhere(data_set.mask(label[:], class_name))
             middle = np.mean(box, axis=1)
             corner = corner_around(found[np.square(found - middle).sum(1).argmin()], preprocessing.patch_size)
-            target = self.cache.data_set.mask(preprocessing.cut(label, corner), class_name)
-        item = {
-            **_patch(preprocessing, prepared.image, corner),
-            "target": torch.from_numpy(target),
-            "grid": prepared.grid,
-            "data_set": self.cache.data_set.name,
-            "case": case.name,
-            "patient": case.patient,
-            "class_name": class_name,
-        }
-        if first is not None:
-            x, y, z = (first - corner).tolist()
-            item["first_click"] = (x, y, z)
-        if self.with_reference:
-            reference, measured = self._read_label(case)
-            mask = self.cache.data_set.mask(reference.array, class_name)
-            item |= {"reference": mask, "spacing": reference.spacing, "measured": measured}
-        return item
+            target = data_set.mask(preprocessing.cut(label, corner), class_name)
+        return CaseObject(
+            image=_patch(preprocessing, prepared.image, corner),
+            target=torch.from_numpy(target),
+            click_key=key,
+            first_click=None if first is None else _index(first - corner),
+            data_set=data_set.name,
+            case=case,
+            class_name=class_name,
+            grid=prepared.grid,
+            corner=corner,
+            truth=self._truth(case, class_name) if self.with_truth else None,
+        )
 
-    def _read_label(self, case: Case) -> tuple[Volume, bool]:
-        """The label map on its own grid, and whether its distances are known.
+    def _truth(self, case: Case, class_name: str) -> Truth:
+        label = self._label(case)
+        spacing = (1.0, 1.0, 1.0) if label.distances == "assumed" else label.spacing
+        return Truth(self.cache.data_set.mask(label.array, class_name), spacing, label.distances)
 
-        Objects of one case come one after the other, so the last one is kept.
-        """
+    def _label(self, case: Case) -> Volume:
+        """The label map on its own grid; objects of one case come one after the other, so the last one is kept."""
         if self._last is None or self._last[0] != case.name:
             label = read_case(case, self.cache.data_set)[1]
             assert label is not None
-            measured = not is_assumed(case.image, case.reading)
-            self._last = (case.name, label if measured else replace(label, spacing=(1.0, 1.0, 1.0)), measured)
-        return self._last[1:]
+            self._last = (case.name, label)
+        return self._last[1]
 
 
-class PromptedObjects(Dataset[dict[str, Any]]):
+class PromptedObjects(Dataset[PromptedObject]):
     """Objects that somebody has clicked on; labels are never opened.
 
     Args:
@@ -126,18 +111,18 @@ class PromptedObjects(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        """Object ``number``: the patch, its clicks, the volume with its geometry, and a name for the mask.
+    def __getitem__(self, number: int) -> PromptedObject:
+        """Object ``number``.
 
         Raises:
             InputError: the image cannot be used, or a click lies outside it (see :func:`place_patch`).
         """
         prompt = self.prompts[number]
         patch = place_patch(read_sweep(prompt.image, prompt.reading), prompt.points, self.preprocessing)
-        return {**patch, "mask_name": self.names[number]}
+        return patch._replace(mask_name=self.names[number])
 
 
-def place_patch(volume: Volume, points: Sequence[tuple[Index, bool]], preprocessing: Preprocessing) -> dict[str, Any]:
+def place_patch(volume: Volume, points: Sequence[tuple[Index, bool]], preprocessing: Preprocessing) -> PromptedObject:
     """The patch around somebody's clicks: centred on the box that holds the foreground clicks.
 
     Background clicks beyond the patch are left out: nothing is segmented there anyway.
@@ -146,9 +131,6 @@ def place_patch(volume: Volume, points: Sequence[tuple[Index, bool]], preprocess
         volume: the image.
         points: voxel index in the volume and whether it is foreground.
         preprocessing: how the volume is prepared.
-
-    Returns:
-        ``image`` [1, S, S, S]; ``points``: the clicks as voxels of the patch; ``corner``, ``grid`` and ``volume``.
 
     Raises:
         InputError: no foreground click, a click outside the volume, or foreground clicks further apart than the patch.
@@ -177,7 +159,7 @@ def place_patch(volume: Volume, points: Sequence[tuple[Index, bool]], preprocess
                 f"{volume.name}: point {index} lies outside the patch of {extent} mm around the other foreground "
                 "points; segment the object in parts"
             )
-    return {**_patch(preprocessing, image, corner), "points": inside, "grid": grid, "volume": volume}
+    return PromptedObject(_patch(preprocessing, image, corner), tuple(inside), grid, corner, volume)
 
 
 class EveryObjectOnce(DistributedSampler[Any]):
@@ -200,15 +182,14 @@ class EveryObjectOnce(DistributedSampler[Any]):
         return len(self.numbers)
 
 
-def single(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collates a batch of one object: the image gets its batch axis, everything else stays as it is."""
-    (item,) = items
-    return {**item, "image": item["image"][None]}
-
-
-def _patch(preprocessing: Preprocessing, image: Sliceable, corner: Index) -> dict[str, Any]:
+def _patch(preprocessing: Preprocessing, image: Sliceable, corner: Index) -> Tensor:
     patch = preprocessing.normalise(preprocessing.cut(image, corner), corner, image.shape)
-    return {"image": torch.from_numpy(patch)[None], "corner": corner}
+    return torch.from_numpy(patch)[None, None]
+
+
+def _index(values: Array) -> Index:
+    x, y, z = values.tolist()
+    return x, y, z
 
 
 def _nearest(position: Sequence[float]) -> Array:

@@ -103,6 +103,15 @@ class Grid:
             position.append(centred / self.spacing[axis] + (m - 1) / 2)
         return position[0], position[1], position[2]
 
+    def to_source(self, position: Sequence[float]) -> Index:
+        """The voxel of the volume nearest to a position in the prepared grid; inverse of :meth:`to_prepared`."""
+        index = [0, 0, 0]
+        for axis, n, m in zip(range(3), self.oriented_shape, self.shape, strict=True):
+            centred = (position[axis] - (m - 1) / 2) * self.spacing[axis] / self.source_spacing[axis]
+            i = (n - 1) / 2 + (-centred if self.flips[axis] else centred)
+            index[self.axes[axis]] = min(n - 1, max(0, int(np.floor(i + 0.5))))
+        return index[0], index[1], index[2]
+
     def restore(self, logits: Array, corner: Index) -> Array:
         """A mask of the volume's own shape from patch logits.
 

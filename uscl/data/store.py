@@ -321,6 +321,6 @@ def read_prepared(root: Path, modality: str | None = None) -> DataSet:
         )
         names = {int(i): name for i, name in content["label_names"].items()}
         regions = {name: tuple(ids) for name, ids in content["regions"].items()}
-        return check_unique(DataSet(content["name"], cases, names, regions))
+        return check_unique(DataSet(content["name"], cases, names, regions, store=file.parent))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: not what uscl prepare writes ({error}); run it again") from error

@@ -29,7 +29,7 @@ from uscl.data.frames import (
     read_pictures,
     read_video,
 )
-from uscl.data.volume import WRITABLE, Array, Volume, read_image, read_label
+from uscl.data.volume import WRITABLE, Array, Distances, Volume, read_image, read_label
 from uscl.errors import InputError
 
 Rule = Literal["overlay", "doppler"]
@@ -158,7 +158,7 @@ def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
         )
     if _is_volume(source) and (difference := grid_difference(label, sweep)):
         raise InputError(f"{source}: does not lie on the grid of {sweep.name}: {difference}")
-    return Volume(label.array, sweep.spacing, sweep.origin, sweep.direction, source)
+    return replace(sweep, array=label.array, path=source)
 
 
 def grid_difference(label: Volume, sweep: Volume) -> str | None:
@@ -206,15 +206,6 @@ def knows_spacing(path: Path) -> bool:
     return _is_placed_series(path)
 
 
-def is_assumed(path: Path, reading: SweepReading | None) -> bool:
-    """Whether distances in a sweep rest on an assumption, which makes millimetres of nothing.
-
-    Raises:
-        InputError: a header cannot be read.
-    """
-    return reading is not None and "assumed" in (reading.spacing, reading.step) and not knows_spacing(path)
-
-
 def _is_placed_series(path: Path) -> bool:
     """Whether a folder holds a DICOM series that :func:`~uscl.data.dicom.read_series` makes a volume in space of."""
     if not path.is_dir() or pictures_in(path):
@@ -246,11 +237,12 @@ def _as_volume(source: Path, frames: Frames, reading: SweepReading) -> Volume:
     if min(width, height, count) < 2:
         raise InputError(f"{source}: has {count} frame(s) of {width} x {height}; a sweep has at least two of 2 x 2")
     spacing = reading.spacing if isinstance(reading.spacing, tuple) else frames.spacing
-    if spacing is None and reading.spacing == "assumed":
-        spacing = (ASSUMED_MM / max(width, height),) * 2
     step = reading.step if isinstance(reading.step, float | int) else frames.step
+    distances: Distances = "measured" if (spacing, step) == (frames.spacing, frames.step) else "given"
+    if spacing is None and reading.spacing == "assumed":
+        spacing, distances = (ASSUMED_MM / max(width, height),) * 2, "assumed"
     if step is None and reading.step == "assumed":
-        step = ASSUMED_MM / count
+        step, distances = ASSUMED_MM / count, "assumed"
     if spacing is None or step is None:
         lacking = [name for name, value in (("spacing", spacing), ("step", step)) if value is None]
         between = " and ".join(_MEANT[name] for name in lacking)
@@ -258,7 +250,7 @@ def _as_volume(source: Path, frames: Frames, reading: SweepReading) -> Volume:
             f"{source}: the millimetres between {between} are not known; give {' and '.join(lacking)}, "
             "in mm or `assumed` (columns of the table, or --reading.spacing, --reading.step)"
         )
-    return Volume(frames.array, (spacing[0], spacing[1], float(step)), path=source)
+    return Volume(frames.array, (spacing[0], spacing[1], float(step)), path=source, distances=distances)
 
 
 _MEANT = {"spacing": "pixels", "step": "frames"}
@@ -270,7 +262,9 @@ def _with_spacing(volume: Volume, reading: SweepReading) -> Volume:
         x, y = reading.spacing
     if isinstance(reading.step, float | int):
         z = float(reading.step)
-    return replace(volume, spacing=(x, y, z))
+    if (x, y, z) == volume.spacing:
+        return volume
+    return replace(volume, spacing=(x, y, z), distances="given")
 
 
 def _without_overlay(array: Array, source: Path) -> Array:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 from uscl.data.augmentations import Augmentation, augment
+from uscl.data.batches import ImagePatch, LabelledPatch
 from uscl.data.cache import CaseCache
 from uscl.data.datasets import Case
 from uscl.data.patches import Grid, corner_around, corner_around_box
@@ -32,19 +33,32 @@ class PatchSampling:
         minimum_foreground: an object with fewer voxels in the patch is passed over for another; SAM-Med3D asks for
             more than 1000 at 1.5 mm (3.4 ml).
         flip_probability: chance of mirroring the patch, for each axis on its own.
+        size: edge of the patches, voxels, where they are to be smaller than those of the preprocessing; validation
+            and testing keep to the latter. For stage 2.
+        objects: K, objects per patch, for stage 2 with :class:`~uscl.prompting.ObjectClicks`; a patch that shows fewer
+            repeats them.
     """
 
     centre: Literal["label_box", "foreground", "volume"] = "label_box"
     jitter: int = 0
     minimum_foreground: int = 1000
     flip_probability: float = 0.5
+    size: int | None = None
+    objects: int = 1
 
     def __post_init__(self) -> None:
         if self.jitter < 0 or self.minimum_foreground < 1 or not 0 <= self.flip_probability <= 1:
             raise InputError(f"sampling needs jitter >= 0, minimum_foreground >= 1, flip_probability in [0, 1]: {self}")
+        if self.objects < 1:
+            raise InputError(f"sampling.objects must be at least 1, found {self.objects}")
+        if self.centre == "volume" and (self.objects > 1 or self.size is not None):
+            raise InputError(
+                "sampling.objects and sampling.size are for training on labels; leave them out where "
+                "sampling.centre is volume"
+            )
 
 
-class TrainingPatches(Dataset[dict[str, Any]]):
+class TrainingPatches(Dataset[ImagePatch | LabelledPatch]):
     """Patch n of the stream. Classes are drawn evenly, then one of the cases that have the class.
 
     Args:
@@ -53,8 +67,6 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         sampling: where to cut.
         seed: of the stream.
         augmentation: how to change what was cut.
-        size: edge of the patches, voxels; None for that of the preprocessing.
-        objects: K, objects per patch; one that shows fewer repeats them.
     """
 
     def __init__(
@@ -64,23 +76,17 @@ class TrainingPatches(Dataset[dict[str, Any]]):
         sampling: PatchSampling,
         seed: int,
         augmentation: Augmentation = Augmentation(),
-        size: int | None = None,
-        objects: int = 1,
     ) -> None:
         self.cache = cache
-        size = cache.preprocessing.patch_size if size is None else size
-        self.preprocessing, self.objects = replace(cache.preprocessing, patch_size=size), objects
+        size = cache.preprocessing.patch_size if sampling.size is None else sampling.size
+        self.preprocessing = replace(cache.preprocessing, patch_size=size)
         self.cases_of = {key: tuple(cases) for key, cases in cases_of.items() if cases}
         self.sampling = sampling
         self.seed = seed
         self.augmentation = augmentation
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        """Patch ``number``.
-
-        Returns:
-            ``image`` float32 [1, S, S, S] and ``case``; with labels also ``target``, float32 0/1 [K, S, S, S], and
-            ``class_name``, the class of the first of the K objects, around which the patch was cut.
+    def __getitem__(self, number: int) -> ImagePatch | LabelledPatch:
+        """Patch ``number``, with labels where these are looked at.
 
         Raises:
             InputError: no object large enough was met in many draws.
@@ -98,7 +104,9 @@ class TrainingPatches(Dataset[dict[str, Any]]):
             "data.sampling.minimum_foreground, or check the spacing and the labels"
         )
 
-    def _cut(self, case: Case, class_name: str | None, random: np.random.Generator) -> dict[str, Any] | None:
+    def _cut(
+        self, case: Case, class_name: str | None, random: np.random.Generator
+    ) -> ImagePatch | LabelledPatch | None:
         preprocessing, sampling, data_set = self.preprocessing, self.sampling, self.cache.data_set
         size = preprocessing.patch_size
         prepared = self.cache.get(case)
@@ -122,25 +130,25 @@ class TrainingPatches(Dataset[dict[str, Any]]):
             prepared.grid, preprocessing.cut(prepared.image, corner), labelled, self.augmentation, random
         )
         image = preprocessing.normalise(image, corner, prepared.grid.shape)
-        patch: dict[str, Any] = {"case": case.name, "image": _as_tensor(np.flip(image, flips))[None]}
-        if labelled is not None and class_name is not None:
-            target = data_set.mask(labelled, class_name)
-            if np.count_nonzero(target) < sampling.minimum_foreground:
-                return None
-            targets = [target, *self._others(labelled, class_name, random)]
-            targets += [targets[int(random.integers(len(targets)))] for _ in range(self.objects - len(targets))]
-            patch["target"] = torch.stack([_as_tensor(np.flip(one, flips)) for one in targets])
-            patch["class_name"] = class_name
-        return patch
+        patch = _as_tensor(np.flip(image, flips))[None]
+        if labelled is None or class_name is None:
+            return ImagePatch(patch, case.name)
+        target = data_set.mask(labelled, class_name)
+        if np.count_nonzero(target) < sampling.minimum_foreground:
+            return None
+        targets = [target, *self._others(labelled, class_name, random)]
+        targets += [targets[int(random.integers(len(targets)))] for _ in range(sampling.objects - len(targets))]
+        masks = torch.stack([_as_tensor(np.flip(one, flips)) for one in targets])
+        return LabelledPatch(patch, masks, case.name, class_name)
 
     def _others(self, labelled: Array, class_name: str, random: np.random.Generator) -> list[Array]:
         """Objects to click on besides the one that a patch was cut for: large enough, and not all of it."""
-        if self.objects == 1:
+        if self.sampling.objects == 1:
             return []
         data_set = self.cache.data_set
         masks = [data_set.mask(labelled, name) for name in data_set.classes if name != class_name]
         large = [mask for mask in masks if self.sampling.minimum_foreground <= np.count_nonzero(mask) < mask.size]
-        return [large[i] for i in random.permutation(len(large))[: self.objects - 1]]
+        return [large[i] for i in random.permutation(len(large))[: self.sampling.objects - 1]]
 
 
 def _augmented(

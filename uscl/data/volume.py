@@ -9,9 +9,9 @@ import gzip
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -27,6 +27,8 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 Array = NDArray[Any]
 Index = tuple[int, int, int]
 Triple = tuple[float, float, float]
+Distances = Literal["measured", "given", "assumed"]
+"""Where the millimetres of a volume come from: its file, the user, or an assumption, which makes them worth nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,7 @@ class Volume:
         origin: position of voxel (0, 0, 0), mm, LPS.
         direction: 3 x 3; column a is the LPS direction in which index a grows.
         path: the file it was read from.
+        distances: whether the spacing was measured (its file has it), given by the user, or assumed along any axis.
     """
 
     array: Array
@@ -46,6 +49,7 @@ class Volume:
     origin: Triple = (0.0, 0.0, 0.0)
     direction: Array = field(default_factory=lambda: np.eye(3))
     path: Path | None = None
+    distances: Distances = "given"
 
     @property
     def shape(self) -> Index:
@@ -66,7 +70,12 @@ class Volume:
         """
         if array.shape != self.array.shape:
             raise ValueError(f"expected values of shape {self.array.shape}, got {array.shape}")
-        return Volume(array, self.spacing, self.origin, self.direction)
+        return replace(self, array=array, path=None)
+
+    @property
+    def voxel_ml(self) -> float | None:
+        """Millilitres of one voxel; None where distances are assumed."""
+        return None if self.distances == "assumed" else float(np.prod(self.spacing)) / 1000
 
     def to_index(self, point: Sequence[float]) -> Index:
         """The voxel nearest to a physical point (LPS, mm), inside the volume or not."""
@@ -115,7 +124,7 @@ def read_label(path: str | os.PathLike[str]) -> Volume:
     array = volume.array
     if not (np.isfinite(array).all() and (array == np.rint(array)).all() and array.min() >= 0):
         raise InputError(f"{path}: a label map holds whole numbers from 0 upwards; this one holds others")
-    return Volume(array.astype(np.int32), volume.spacing, volume.origin, volume.direction, volume.path)
+    return replace(volume, array=array.astype(np.int32))
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
@@ -200,7 +209,7 @@ def _read(path: Path) -> Volume:
     if np.iscomplexobj(array):
         raise InputError(f"{path}: holds complex numbers; export their magnitude")
     direction = np.array(image.GetDirection()).reshape(3, 3)
-    return Volume(array, (sx, sy, sz), image.GetOrigin(), direction, path)
+    return Volume(array, (sx, sy, sz), image.GetOrigin(), direction, path, "measured")
 
 
 def _check_nifti_content(path: Path, reader: sitk.ImageFileReader) -> None:

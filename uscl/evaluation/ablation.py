@@ -23,9 +23,9 @@ class Ablation:
 
     Attributes:
         runs: what was run.
-        clicks: number of clicks at which Dice is told.
+        clicks: number of clicks at which Dice is reported.
         tuned_on: the data set that was tuned on.
-        scans: data sets that were not.
+        others: data sets that were not.
         main: LoRA of encoder and decoder at the rank that the paper settles on, after VCL; where that was not run, at
             the rank with most runs, and without VCL.
     """
@@ -33,8 +33,18 @@ class Ablation:
     runs: tuple[Run, ...]
     clicks: int
     tuned_on: str
-    scans: tuple[str, ...]
+    others: tuple[str, ...]
     main: Setting
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The data set that was tuned on, then the others."""
+        return self.tuned_on, *self.others
+
+    @property
+    def scans(self) -> tuple[str, ...]:
+        """The paper's CT and MR sets among the others."""
+        return tuple(name for name in self.others if is_scan(name))
 
     def dice(self, setting: Setting | None, data_set: str | None = None) -> Estimate | None:
         """Mean Dice of a setting, None if it was not run."""
@@ -57,13 +67,19 @@ class Ablation:
             ]
         return pairs
 
-    def whole(self, method: str) -> Setting | None:
-        """The setting of a method that tunes encoder and decoder, if it was run."""
-        settings = {run.setting for run in self.runs if run.setting.method == method}
+    def whole(self, family: str) -> Setting | None:
+        """The setting of a family that tunes encoder and decoder, if it was run."""
+        settings = {run.setting for run in self.runs if run.setting.family == family}
         return next((s for s in sorted(settings) if s.modules in ("both", "")), None)
 
+    @property
+    def own(self) -> list[Setting]:
+        """Settings that the paper does not have: other tuning methods, and those that their user gave a name."""
+        found = {run.setting for run in self.runs if run.setting.modules}
+        return sorted(s for s in found if s.family not in paper.METHODS or s.label)
+
     def costs(self, setting: Setting | None) -> list[Cost]:
-        """What the trainings of a setting cost, where they tell; each once, however many tests it had."""
+        """What the trainings of a setting cost, where it was measured; each once, however many tests it had."""
         own = [run for run in self.runs if run.setting == setting]
         return [*{run.training or run.folder: run.cost for run in own if run.cost}.values()]
 
@@ -78,14 +94,15 @@ def look_at(runs: Sequence[Run], clicks: int = 10, data_set: str | None = None) 
 
     Args:
         runs: of :func:`~uscl.evaluation.runs.find_runs`.
-        clicks: number of clicks at which Dice is told.
+        clicks: number of clicks at which Dice is reported.
         data_set: the one that was tuned on; None takes the only one that is not a CT or MR set of the paper.
 
     Raises:
         InputError: the data set is not there, several could be meant, or nothing was scored at that number of clicks.
     """
     names = data_sets(runs)
-    own = [name for name in names if not is_scan(name)]
+    trained_on = {run.trained_on for run in runs if run.trained_on} & set(names)
+    own = sorted(trained_on) or [name for name in names if not is_scan(name)]
     if data_set is None and len(own) != 1:
         raise InputError(f"report: which data set was tuned on? Give --data-set, one of {', '.join(names)}")
     if data_set is not None and data_set not in names:
@@ -94,54 +111,69 @@ def look_at(runs: Sequence[Run], clicks: int = 10, data_set: str | None = None) 
     if clicks not in scored:
         raise InputError(f"report: nothing was scored at {clicks} clicks; there are {sorted(scored)}")
     tuned_on = data_set or own[0]
-    lora = [run.setting for run in runs if run.setting.method == "LoRA"]
+    lora = [run.setting for run in runs if run.setting.family == "LoRA" and not run.setting.label]
     ranks = [setting.rank for setting in lora]
     rank = paper.RANK if paper.RANK in ranks or not ranks else max(sorted(set(ranks)), key=ranks.count)
     at_rank = [setting for setting in lora if setting.rank == rank]
     whole = [setting for setting in at_rank if setting.modules == "both"] or at_rank
     main = Setting("LoRA", "both", rank, vcl=not whole or any(setting.vcl for setting in whole))
-    scans = tuple(name for name in names if is_scan(name) and name != tuned_on)
-    return Ablation(tuple(runs), clicks, tuned_on, scans, main)
+    return Ablation(tuple(runs), clicks, tuned_on, tuple(name for name in names if name != tuned_on), main)
 
 
 def table3(ablation: Ablation) -> ReportTable:
-    """Which part is tuned, with VCL first and without."""
+    """Which part is tuned, with VCL first and without; then the parts of methods that the paper does not have."""
     lines: list[tuple[str | ReportCell, ...]] = []
     for modules, title in _PARTS.items():
-        told, untold = (paper.MODULES[modules, vcl] for vcl in (True, False))
+        paper_first, paper_plain = (paper.MODULES[modules, vcl] for vcl in (True, False))
         first, plain = (replace(ablation.main, modules=modules, vcl=vcl) for vcl in (True, False))
         lines.append(
             (
                 title,
-                ReportCell(ablation.dice(first), told),
-                ReportCell(ablation.dice(plain), untold),
-                ReportCell(ablation.gain(first, plain), told - untold, difference=True),
+                ReportCell(ablation.dice(first), paper_first),
+                ReportCell(ablation.dice(plain), paper_plain),
+                ReportCell(ablation.gain(first, plain), paper_first - paper_plain, difference=True),
             )
         )
+    for setting in sorted({replace(setting, vcl=False) for setting in ablation.own}):
+        first = replace(setting, vcl=True)
+        cells = [ReportCell(ablation.dice(s)) for s in (first, setting)]
+        lines.append((described(setting), *cells, ReportCell(ablation.gain(first, setting), difference=True)))
     title, head = f"Table 3: tuned module and VCL, LoRA of rank {ablation.main.rank}", ("with VCL", "without VCL")
     return ReportTable("table3", title, ("tuned module", *head, "difference"), tuple(lines), _note(ablation))
 
 
 def table4(ablation: Ablation) -> ReportTable:
     """Tuning methods, on what was tuned on and on what was not."""
-    columns = (ablation.tuned_on, *ablation.scans)
+    columns = ablation.data_sets
     lines: list[tuple[str | ReportCell, ...]] = []
     for name in paper.METHODS:
         setting = ablation.main if name == "LoRA" else ablation.whole(name)
-        told = [paper.METHODS[name][paper.data_set_key(column)] for column in columns]
-        figures = [ReportCell(ablation.dice(setting, c), t) for c, t in zip(columns, told, strict=True)]
-        lines.append((described(setting) if setting else _METHODS[name], *figures))
+        figures = [paper.METHODS[name].get(_paper_column(ablation, column)) for column in columns]
+        cells = [ReportCell(ablation.dice(setting, c), f) for c, f in zip(columns, figures, strict=True)]
+        lines.append((described(setting) if setting else _METHODS[name], *cells))
+    for setting in ablation.own:
+        lines.append((described(setting), *(ReportCell(ablation.dice(setting, column)) for column in columns)))
     title = f"Table 4: tuning methods, tuned on {ablation.tuned_on}"
     return ReportTable("table4", title, ("method", *columns), tuple(lines), _note(ablation))
 
 
+def _paper_column(ablation: Ablation, data_set: str) -> str:
+    """The column of the paper's Table 4 that a data set stands for: what is tuned on is its ultrasound."""
+    return paper.scan_key(data_set) or ("ultrasound" if data_set == ablation.tuned_on else "")
+
+
 def table5(ablation: Ablation) -> ReportTable:
-    """Rank and tuned module."""
-    ran = {run.setting.rank for run in ablation.runs if run.setting.method == "LoRA"}
+    """Rank and tuned module; then the ranks of methods that the paper does not have."""
+    ran = {run.setting.rank for run in ablation.runs if run.setting.family == "LoRA" and not run.setting.label}
     lines: list[tuple[str | ReportCell, ...]] = []
     for rank in sorted(ran | {rank for rank, _ in paper.RANKS}):
         settings = [replace(ablation.main, modules=modules, rank=rank) for modules in _PARTS]
-        lines.append((str(rank), *(ReportCell(ablation.dice(s), paper.RANKS.get((rank, s.modules))) for s in settings)))
+        cells = (ReportCell(ablation.dice(s), paper.RANKS.get((rank, s.modules))) for s in settings)
+        lines.append((str(rank), *cells))
+    for setting in sorted({replace(s, modules="") for s in ablation.own if s.rank}):
+        cells = (ReportCell(ablation.dice(replace(setting, modules=modules))) for modules in _PARTS)
+        after = " after VCL" if setting.vcl else ""
+        lines.append((f"{setting.rank}, {_named(setting)}{after}", *cells))
     how = "after VCL" if ablation.main.vcl else "without VCL"
     return ReportTable(
         "table5",
@@ -181,30 +213,34 @@ def cost_table(ablation: Ablation) -> ReportTable:
     )
     note = (
         f"Medians over runs on: {'; '.join(sorted(where))}. Memory is the device's; on a CPU the whole process's, "
-        "libraries included. The paper tells 9.6 GB and 2.7 hours for LoRA, 68.1 GB and 38.2 hours for full tuning."
+        "libraries included. The paper reports 9.6 GB and 2.7 hours for LoRA, 68.1 GB and 38.2 hours for full tuning."
     )
-    return ReportTable("cost", "Cost of training", head, tuple(lines), note if lines else "No run tells its cost.")
+    return ReportTable("cost", "Cost of training", head, tuple(lines), note if lines else "No run measured its cost.")
 
 
 def _middle(values: Sequence[float | None]) -> str:
-    told = [value for value in values if value is not None]
-    return f"{median(told):.3g}" if told else "not told"
+    known = [value for value in values if value is not None]
+    return f"{median(known):.3g}" if known else "not measured"
 
 
 def described(setting: Setting) -> str:
     """A setting in words."""
-    name = _METHODS.get(setting.method, setting.method)
     if not setting.modules:
-        return name
-    told = [_PARTS[setting.modules]]
-    if setting.method == "LoRA":
-        told += [f"rank {setting.rank}", "with VCL" if setting.vcl else "without VCL"]
-    return f"{name} ({', '.join(told)})"
+        return _named(setting)
+    words = [_PARTS.get(setting.modules, setting.modules)]
+    words += [f"rank {setting.rank}"] * bool(setting.rank)
+    if setting.family == "LoRA" or setting.vcl:
+        words.append("with VCL" if setting.vcl else "without VCL")
+    return f"{_named(setting)} ({', '.join(words)})"
+
+
+def _named(setting: Setting) -> str:
+    return setting.label or _METHODS.get(setting.family, setting.family)
 
 
 def _note(ablation: Ablation) -> str:
     sizes = []
-    for name in (ablation.tuned_on, *ablation.scans):
+    for name in ablation.data_sets:
         found = [e for setting in {run.setting for run in ablation.runs} if (e := ablation.dice(setting, name))]
         if found:
             largest = max(found, key=lambda e: e.n)

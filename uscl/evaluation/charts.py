@@ -35,7 +35,7 @@ def draw_curves(ablation: Ablation, file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = (ablation.tuned_on, *ablation.scans)
+    names = ablation.data_sets
     methods = _drawn(ablation)
     canvas = Figure(figsize=(4.2 * len(names), 3.8), layout="constrained")
     FigureCanvasAgg(canvas)

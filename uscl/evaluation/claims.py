@@ -17,7 +17,7 @@ from uscl.evaluation.statistics import Estimate, signed_rank
 _LEAST_SEEDS = 3
 """Trainings that a verdict takes."""
 _ALIKE = 0.1
-"""Share by which two costs must differ to be told apart."""
+"""Share by which two costs must differ to count as different."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class _Claim:
         text: in words.
         ours: the setting said to be better; None if nothing of the kind was run.
         theirs: the other.
-        told: the paper's difference in points.
+        reported: the paper's difference in points.
         where: data sets; empty for the one that was tuned on.
     """
 
     text: str
     ours: Setting | None
     theirs: Setting | None
-    told: float | None
+    reported: float | None
     where: tuple[str, ...] = ()
 
 
@@ -63,14 +63,14 @@ def claims_table(ablation: Ablation) -> ReportTable:
     for claim in [*_on_modules(ablation), *_on_ranks(ablation), *_on_methods(ablation)]:
         found = ablation.gain(claim.ours, claim.theirs, claim.where)
         p = p_text(signed_rank(ablation.pairs(claim.ours, claim.theirs, claim.where)))
-        lines.append((claim.text, ReportCell(found, claim.told, difference=True), p, verdict(found)))
-    told = {"time per step": paper.HOURS, "memory": paper.GIGABYTES}
+        lines.append((claim.text, ReportCell(found, claim.reported, difference=True), p, verdict(found)))
+    reported = {"time per step": paper.HOURS, "memory": paper.GIGABYTES}
     # Memory of a process on a CPU holds its libraries too, which would hide what differs.
     measures: dict[str, Callable[[Cost], float | None]] = {
         "time per step": lambda cost: cost.seconds_per_step,
         "memory": lambda cost: cost.peak_device_bytes,
     }
-    lines += [_on_cost(ablation, what, measures[what], told[what]) for what in told]
+    lines += [_on_cost(ablation, what, measures[what], reported[what]) for what in reported]
     note = (
         f"Differences in points of Dice at {ablation.at}, paired by object and seed [95 % bootstrap interval over "
         "patients and seeds], not corrected for the number of claims; p of Wilcoxon's signed-rank test over patients. "
@@ -81,35 +81,36 @@ def claims_table(ablation: Ablation) -> ReportTable:
 
 
 def _on_modules(ablation: Ablation) -> list[_Claim]:
-    told, both = paper.MODULES, ablation.main
+    reported, both = paper.MODULES, ablation.main
     first, plain = replace(both, vcl=True), replace(both, vcl=False)
-    claims = [_Claim("VCL helps (with - without)", first, plain, told["both", True] - told["both", False])]
+    claims = [_Claim("VCL helps (with - without)", first, plain, reported["both", True] - reported["both", False])]
     for part in ("encoder", "decoder"):
         alone = replace(both, modules=part)
-        claims.append(_Claim(f"tuning both beats the {part} alone", both, alone, told["both", True] - told[part, True]))
+        difference = reported["both", True] - reported[part, True]
+        claims.append(_Claim(f"tuning both beats the {part} alone", both, alone, difference))
     return claims
 
 
 def _on_ranks(ablation: Ablation) -> list[_Claim]:
     claims, both = [], ablation.main
     for rank in sorted({rank for rank, _ in paper.RANKS} - {both.rank}):
-        told = paper.RANKS[both.rank, "both"] - paper.RANKS[rank, "both"] if both.rank == paper.RANK else None
-        claims.append(_Claim(f"rank {both.rank} beats rank {rank}", both, replace(both, rank=rank), told))
+        reported = paper.RANKS[both.rank, "both"] - paper.RANKS[rank, "both"] if both.rank == paper.RANK else None
+        claims.append(_Claim(f"rank {both.rank} beats rank {rank}", both, replace(both, rank=rank), reported))
     return claims
 
 
 def _on_methods(ablation: Ablation) -> list[_Claim]:
     both, full, adapter = ablation.main, ablation.whole("FullTuning"), ablation.whole("AdaptFormer")
-    on_scans = [paper.data_set_key(name) for name in ablation.scans]
+    on_scans = [key for name in ablation.scans if (key := paper.scan_key(name))]
 
-    def told(ours: str, theirs: str, keys: list[str]) -> float:
+    def reported(ours: str, theirs: str, keys: list[str]) -> float:
         return sum(paper.METHODS[ours][key] - paper.METHODS[theirs][key] for key in keys) / len(keys)
 
     us = ["ultrasound"]
     claims = [
-        _Claim("LoRA gains over the baseline", both, Setting(BASELINE), told("LoRA", BASELINE, us)),
-        _Claim("full tuning gains more than LoRA", full, both, told("FullTuning", "LoRA", us)),
-        _Claim("LoRA beats AdaptFormer", both, adapter, told("LoRA", "AdaptFormer", us)),
+        _Claim("LoRA gains over the baseline", both, Setting(BASELINE), reported("LoRA", BASELINE, us)),
+        _Claim("full tuning gains more than LoRA", full, both, reported("FullTuning", "LoRA", us)),
+        _Claim("LoRA beats AdaptFormer", both, adapter, reported("LoRA", "AdaptFormer", us)),
     ]
     if on_scans:
         claims += [
@@ -117,21 +118,21 @@ def _on_methods(ablation: Ablation) -> list[_Claim]:
                 "on CT and MR LoRA keeps what full tuning forgets",
                 both,
                 full,
-                told("LoRA", "FullTuning", on_scans),
+                reported("LoRA", "FullTuning", on_scans),
                 ablation.scans,
             ),
             _Claim(
                 "on CT and MR LoRA keeps what AdaptFormer forgets",
                 both,
                 adapter,
-                told("LoRA", "AdaptFormer", on_scans),
+                reported("LoRA", "AdaptFormer", on_scans),
                 ablation.scans,
             ),
             _Claim(
                 "on CT and MR LoRA loses to the baseline",
                 Setting(BASELINE),
                 both,
-                told(BASELINE, "LoRA", on_scans),
+                reported(BASELINE, "LoRA", on_scans),
                 ablation.scans,
             ),
         ]
@@ -139,28 +140,28 @@ def _on_methods(ablation: Ablation) -> list[_Claim]:
 
 
 def _on_cost(
-    ablation: Ablation, what: str, measure: Callable[[Cost], float | None], told: dict[str, float]
+    ablation: Ablation, what: str, measure: Callable[[Cost], float | None], reported: dict[str, float]
 ) -> tuple[str, str, str, str]:
-    claimed = told["FullTuning"] / told["LoRA"]
+    claimed = reported["FullTuning"] / reported["LoRA"]
     text = f"full tuning takes {claimed:.1f} times LoRA's {what}"
     settings = (ablation.main, ablation.whole("FullTuning"))
     if not all(ablation.costs(setting) for setting in settings):
         return text, "not run", "", "not run"
     conditions = [{_conditions(cost) for cost in ablation.costs(s)} for s in settings]
     if not (alike := set.intersection(*conditions)):
-        return text, "not told", "", "no verdict: trained on other devices, or with another precision or batch"
+        return text, "not measured", "", "no verdict: trained on other devices, or with another precision or batch"
     ours, theirs = (
         [m for cost in ablation.costs(s) if _conditions(cost) in alike and (m := measure(cost)) is not None]
         for s in settings
     )
     if not ours or not theirs:
-        return text, "not told", "", "no verdict: benchmarks/tuning.py measures it on any machine"
+        return text, "not measured", "", "no verdict: benchmarks/tuning.py measures it on any machine"
     ratio = median(theirs) / median(ours)
     if ratio >= claimed:
-        said = "holds here"
+        found = "holds here"
     else:
-        said = "more than LoRA's, less than told" if ratio > 1 + _ALIKE else "does not hold here"
-    return text, f"{ratio:.2f} times", "", said
+        found = "more than LoRA's, less than claimed" if ratio > 1 + _ALIKE else "does not hold here"
+    return text, f"{ratio:.2f} times", "", found
 
 
 def _conditions(cost: Cost) -> tuple[str, str, int, int]:

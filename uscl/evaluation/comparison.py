@@ -10,7 +10,7 @@ from uscl.evaluation import paper
 from uscl.evaluation.ablation import Ablation, described
 from uscl.evaluation.claims import p_text
 from uscl.evaluation.report import ReportCell, ReportTable
-from uscl.evaluation.rows import ResultRow
+from uscl.evaluation.rows import OWN_INFERENCE, ResultRow
 from uscl.evaluation.runs import BASELINE, Setting, rows_behind, samples
 from uscl.evaluation.statistics import Sample, estimate, signed_rank
 
@@ -18,16 +18,17 @@ _EVERY_CLASS = "mean over classes"
 _NOTE = (
     "Dice in % [95 % bootstrap interval over patients and seeds]; missed: empty masks, which count as 0. SAM-Med3D is "
     "the untouched backbone. SAM, MobileSAM, TinySAM and SAM-Med2D take their clicks on EVERY slice that holds the "
-    "object, and are told which these are: the mean number of points in the volume stands beside their figures. The "
+    "object, and thereby know which these are: the mean number of points in the volume is beside their figures. The "
     "paper's figures are of other data."
 )
 _SCANS = {"amos": "AMOS", "totalsegmentator": "TotalSegmentator", "brats": "BraTS"}
 
 
 def methods_of(ablation: Ablation) -> dict[str, Setting | None]:
-    """The paper's names first, those that were not run as None, then the other tuning methods.
+    """The paper's names first, those that were not run as None, then all other methods that were run.
 
-    USCL-Med3D is LoRA after VCL; LoRA alone has a line of its own.
+    USCL-Med3D is LoRA after VCL; LoRA alone has a line of its own. Of the settings of an ablation only that of encoder
+    and decoder has a line; Tables 3 to 5 have all.
     """
     names: dict[str, Setting | None] = dict.fromkeys(dict.fromkeys([*paper.BY_DATA_SET, *paper.BY_CLASS]))
     ran = {run.setting for run in ablation.runs}
@@ -37,8 +38,9 @@ def methods_of(ablation: Ablation) -> dict[str, Setting | None]:
     for method in ("FullTuning", "AdaptFormer"):
         if setting := ablation.whole(method):
             names[described(setting)] = setting
+    names |= {described(setting): setting for setting in ablation.own}
     known = {setting for setting in names.values() if setting}
-    return names | {s.method: s for s in sorted(ran - known) if s == Setting(s.method)}
+    return names | {described(s): s for s in sorted(ran - known) if not s.modules}
 
 
 def table1(ablation: Ablation) -> ReportTable:
@@ -48,10 +50,10 @@ def table1(ablation: Ablation) -> ReportTable:
     columns = (*paper.CLASSES, *others, _EVERY_CLASS)
 
     def own(method: str, column: str, place: int) -> float | None:
-        told = paper.BY_CLASS.get(method, {})
-        if column == _EVERY_CLASS and told:
-            return sum(figures[place] for figures in told.values()) / len(told)
-        return told[column][place] if column in told else None
+        reported = paper.BY_CLASS.get(method, {})
+        if column == _EVERY_CLASS and reported:
+            return sum(figures[place] for figures in reported.values()) / len(reported)
+        return reported[column][place] if column in reported else None
 
     def chosen(setting: Setting, column: str, clicks: int) -> list[Sample]:
         found = samples(ablation.runs, setting, ablation.tuned_on, clicks)
@@ -69,13 +71,13 @@ def table1(ablation: Ablation) -> ReportTable:
 
 
 def table2(ablation: Ablation) -> ReportTable:
-    """CT and MR by method and number of clicks, means over classes."""
-    there = {paper.data_set_key(name) for name in (ablation.tuned_on, *ablation.scans)}
-    columns = (*ablation.scans, *(title for key, title in _SCANS.items() if key not in there))
+    """Data sets that were not tuned on, by method and number of clicks, means over classes; in the paper CT and MR."""
+    there = {paper.scan_key(name) for name in ablation.data_sets}
+    columns = (*ablation.others, *(title for key, title in _SCANS.items() if key not in there))
 
     def own(method: str, column: str, place: int) -> float | None:
-        told = paper.BY_DATA_SET.get(method, {}).get(paper.data_set_key(column))
-        return told[place] if told else None
+        reported = paper.BY_DATA_SET.get(method, {}).get(paper.scan_key(column) or "")
+        return reported[place] if reported else None
 
     def chosen(setting: Setting, column: str, clicks: int) -> list[Sample]:
         return samples(ablation.runs, setting, column, clicks)
@@ -84,9 +86,10 @@ def table2(ablation: Ablation) -> ReportTable:
         return rows_behind(ablation.runs, setting, column, clicks)
 
     shown = {name: setting for name, setting in methods_of(ablation).items() if setting or name in paper.BY_DATA_SET}
-    title = "Table 2: CT and MR by method and number of clicks"
+    what = "CT and MR" if ablation.others == ablation.scans else "other data sets"
+    title = f"Table 2: {what} by method and number of clicks"
     lines = _lines(ablation, shown, columns, chosen, own, behind)
-    note = _note(ablation, columns, lines, ablation.scans)
+    note = _note(ablation, columns, lines, ablation.others)
     return ReportTable("table2", title, ("method", "clicks", *columns), lines, note)
 
 
@@ -95,7 +98,7 @@ def _lines(
     methods: dict[str, Setting | None],
     columns: Sequence[str],
     chosen: Callable[[Setting, str, int], list[Sample]],
-    told: Callable[[str, str, int], float | None],
+    reported: Callable[[str, str, int], float | None],
     behind: Callable[[Setting, str, int], list[ResultRow]],
 ) -> tuple[tuple[str | ReportCell, ...], ...]:
     scored = {row.clicks for run in ablation.runs for rows in run.rows.values() for row in rows}
@@ -106,7 +109,7 @@ def _lines(
         for clicks in sorted(scored | {*paper.POINTS}):
             figures = []
             for place, column in enumerate(columns):
-                own = told(name, column, paper.POINTS.index(clicks)) if clicks in paper.POINTS else None
+                own = reported(name, column, paper.POINTS.index(clicks)) if clicks in paper.POINTS else None
                 found = chosen(setting, column, clicks) if setting else []
                 rows = behind(setting, column, clicks) if setting and found else []
                 taken = fmean(row.points for row in rows) if rows else clicks
@@ -131,8 +134,12 @@ def _note(
     ablation: Ablation, columns: Sequence[str], lines: Sequence[Sequence[str | ReportCell]], data_sets: Sequence[str]
 ) -> str:
     """What the figures are of, by which protocol, and of how many objects."""
-    protocols = {name: run.protocols[name] for run in ablation.runs for name in data_sets if run.protocols.get(name)}
-    told = [
+    protocols: dict[str, str] = {}
+    # Ours last: the inference of comparators is their own.
+    for run in sorted(ablation.runs, key=lambda run: OWN_INFERENCE not in run.inferences.values()):
+        for name in set(data_sets) & run.protocols.keys():
+            protocols[name] = f"{run.protocols[name]}, inference {run.inferences[name]}"
+    followed = [
         f"{words[0].upper()}{words[1:]} ({', '.join(name for name in data_sets if protocols.get(name) == words)})."
         for words in dict.fromkeys(protocols.values())
     ]
@@ -142,14 +149,14 @@ def _note(
         if found:
             largest = max(found, key=lambda one: one.n)
             sizes.append(f"{column} {largest.n} ({largest.patients})")
-    return " ".join([_NOTE, *told, *([f"Objects (patients), at most: {', '.join(sizes)}."] if sizes else [])])
+    return " ".join([_NOTE, *followed, *([f"Objects (patients), at most: {', '.join(sizes)}."] if sizes else [])])
 
 
 def differences_table(ablation: Ablation) -> ReportTable:
     """Ours minus every other method that was run, on the same objects with the same first click."""
     lines: list[tuple[str | ReportCell, ...]] = []
     for name, setting in methods_of(ablation).items():
-        for data_set in (ablation.tuned_on, *ablation.scans) if setting and setting != ablation.main else ():
+        for data_set in ablation.data_sets if setting and setting != ablation.main else ():
             pairs = ablation.pairs(ablation.main, setting, (data_set,))
             if pairs:
                 found = estimate(pairs)
@@ -177,7 +184,7 @@ def differences_table(ablation: Ablation) -> ReportTable:
 def reach_table(ablation: Ablation, goals: Sequence[float] = (0.8, 0.9)) -> ReportTable:
     """How many clicks it takes to reach a Dice (NoC); an object that never gets there counts with the most scored."""
     lines: list[tuple[str | ReportCell, ...]] = []
-    scored = {data_set: _scored_by_all(ablation, data_set) for data_set in (ablation.tuned_on, *ablation.scans)}
+    scored = {data_set: _scored_by_all(ablation, data_set) for data_set in ablation.data_sets}
     for name, setting in methods_of(ablation).items():
         for data_set, counts in scored.items():
             tries = _by_object(ablation, setting, data_set, counts) if setting else []
@@ -192,11 +199,11 @@ def reach_table(ablation: Ablation, goals: Sequence[float] = (0.8, 0.9)) -> Repo
                 ]
             if tries:
                 lines.append((name, data_set, *cells))
-    told = "; ".join(f"{', '.join(map(str, sorted(counts)))} clicks ({name})" for name, counts in scored.items())
+    scored_at = "; ".join(f"{', '.join(map(str, sorted(counts)))} clicks ({name})" for name, counts in scored.items())
     head = [text for goal in goals for text in (f"clicks to Dice {goal:g}", "never")]
     note = (
-        f"Every method was scored at {told}, of which the first that reaches the goal counts: set model.test_clicks to "
-        "every number for exact counts. Objects that never reach it count with the last."
+        f"Every method was scored at {scored_at}, of which the first that reaches the goal counts: set "
+        "model.evaluation.clicks to every number for exact counts. Objects that never reach it count with the last."
     )
     title = "Clicks to reach a Dice"
     return ReportTable("reach", title, ("method", "data set", *head), tuple(lines), note)
@@ -253,7 +260,7 @@ def by_dice(ablation: Ablation) -> list[tuple[tuple[str, str, str], list[ResultR
     setting = ours_or_untouched(ablation)
     found: dict[tuple[str, str, str], list[ResultRow]] = {}
     for run in ablation.runs:
-        for data_set in (ablation.tuned_on, *ablation.scans) if run.setting == setting else ():
+        for data_set in ablation.data_sets if run.setting == setting else ():
             for row in run.rows.get(data_set, []):
                 if row.clicks == ablation.clicks and not isnan(row.dice):
                     found.setdefault((data_set, row.case, row.class_name), []).append(row)

@@ -96,4 +96,4 @@ def _cell(cell: str | ReportCell, doubled: bool) -> str:
         here = f'<td class="none">{escape(str(cell))}</td>'
     else:
         here = f'<td>{mean}<span class="interval">{escape(bracket.strip() + interval)}</span></td>'
-    return f'{here}<td class="paper">{escape(cell.told)}</td>'
+    return f'{here}<td class="paper">{escape(cell.reported)}</td>'

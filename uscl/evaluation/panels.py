@@ -114,7 +114,7 @@ def _in_the_middle(ablation: Ablation, kept: set[tuple[str, str]]) -> Sequence[t
     """Data set and title of the objects to draw."""
     groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for run in ablation.runs:
-        for data_set in (ablation.tuned_on, *ablation.scans) if run.setting == ablation.main else ():
+        for data_set in ablation.data_sets if run.setting == ablation.main else ():
             for row in run.rows.get(data_set, []):
                 title = f"{row.case} {row.class_name}"
                 if row.clicks == ablation.clicks and (data_set, title) in kept and row.dice == row.dice:

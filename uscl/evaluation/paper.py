@@ -121,6 +121,6 @@ GIGABYTES: Final = {"LoRA": 9.6, "FullTuning": 68.1}
 """Device memory in training at batch 2."""
 
 
-def data_set_key(name: str) -> str:
-    """Which column of Table 4 a data set belongs to."""
-    return next((key for key in ("amos", "totalsegmentator", "brats") if name.lower().startswith(key)), "ultrasound")
+def scan_key(name: str) -> str | None:
+    """Which of the paper's CT and MR sets a data set is; None for all others."""
+    return next((key for key in ("amos", "totalsegmentator", "brats") if name.lower().startswith(key)), None)

@@ -14,11 +14,11 @@ from uscl.evaluation.statistics import Estimate
 
 @dataclass(frozen=True)
 class ReportCell:
-    """One cell: what was measured beside what the paper tells.
+    """One cell: what was measured beside what the paper reports.
 
     Attributes:
         here: Dice in [0, 1], or a difference; None where nothing was run.
-        paper: in %, or None where the paper tells nothing.
+        paper: in %, or None where the paper reports nothing.
         difference: written with its sign.
         points: mean number of clicks in the whole volume, where it is not that of the line.
         absent: why nothing was run.
@@ -42,7 +42,7 @@ class ReportCell:
         return f"{text}, {self.missed} missed" if self.missed else text
 
     @property
-    def told(self) -> str:
+    def reported(self) -> str:
         """The paper's figure."""
         return "-" if self.paper is None else f"{round(self.paper, 2):{'+' if self.difference else ''}g}"
 
@@ -75,7 +75,7 @@ class ReportTable:
         for line in self.lines:
             cells: list[str] = []
             for cell, two in zip(line, doubled, strict=True):
-                cells += [str(cell), cell.told] if isinstance(cell, ReportCell) else [cell, *[""] * two]
+                cells += [str(cell), cell.reported] if isinstance(cell, ReportCell) else [cell, *[""] * two]
             lines.append(cells)
         return head, lines
 

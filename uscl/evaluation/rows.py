@@ -23,7 +23,13 @@ COLUMNS = (
     "weights",
     "points",
     "volume error",
+    "inference",
+    "protocol",
 )
+OWN_INFERENCE = "its own"
+"""In rows of comparators, whose inference is not ours to choose."""
+NOT_RECORDED = "not recorded"
+"""In rows of versions that did not write a column of words."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class ResultRow:
         weights: what the trunk's weights were; ``random weights`` if they were.
         points: clicks in the whole volume so far. 2D methods take ``clicks`` on every slice that holds the object.
         volume_error: predicted over true volume, minus 1; NaN in rows of versions that did not measure it.
+        inference: how masks were made beside decoding each click once, in words (see
+            :class:`~uscl.prompting.Inference`).
+        protocol: where patch and clicks lay, and which mask was scored, in words.
     """
 
     data_set: str
@@ -59,6 +68,8 @@ class ResultRow:
     weights: str
     points: int
     volume_error: float
+    inference: str = "published"
+    protocol: str = NOT_RECORDED
 
     @property
     def sort_key(self) -> tuple[str, str, str, str, int]:
@@ -111,13 +122,26 @@ def read_rows(path: Path) -> list[ResultRow]:
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.reader(stream)
         found = tuple(next(reader, ()))
-        if found not in (COLUMNS, COLUMNS[:-2]):
+        if found not in (COLUMNS, *(COLUMNS[:count] for count in _EARLIER)):
             raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {', '.join(found)[:200]}")
-        return [_row(line if found == COLUMNS else [*line, line[4], "nan"]) for line in reader]
+        return [_row(_completed(line) if len(found) in _EARLIER else line) for line in reader]
+
+
+_EARLIER = (11, 13)
+"""Numbers of columns of earlier versions."""
+
+
+def _completed(line: list[str]) -> list[str]:
+    """A line of an earlier version with what that did not record: points, volume error, inference, protocol."""
+    if len(line) == _EARLIER[0]:
+        line = [*line, line[4], "nan"]
+    return [*line, NOT_RECORDED, NOT_RECORDED] if len(line) == _EARLIER[1] else line
 
 
 def _row(line: list[str]) -> ResultRow:
-    data_set, case, name, method, clicks, dice, nsd, hd95, seconds, patient, weights, points, volume_error = line
+    if len(line) != len(COLUMNS):
+        raise ValueError(f"expected {len(COLUMNS)} values, found {len(line)}")
+    data_set, case, name, method, clicks, dice, nsd, hd95, seconds, patient, weights, points, volume, *words = line
     return ResultRow(
         data_set,
         case,
@@ -131,5 +155,6 @@ def _row(line: list[str]) -> ResultRow:
         patient,
         weights,
         int(points),
-        float(volume_error),
+        float(volume),
+        *words,
     )

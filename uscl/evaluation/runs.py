@@ -14,9 +14,9 @@ from safetensors import safe_open
 
 from uscl.errors import InputError
 from uscl.evaluation.cost import Cost, read_cost
-from uscl.evaluation.rows import ResultRow, read_rows
+from uscl.evaluation.paper import scan_key
+from uscl.evaluation.rows import OWN_INFERENCE, ResultRow, read_rows
 from uscl.evaluation.statistics import Sample, samples_of
-from uscl.prompting import ClickProtocol
 
 log = logging.getLogger(__name__)
 BASELINE = "Baseline"
@@ -29,19 +29,21 @@ class _TestedTwiceError(InputError):
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """How a model was tuned, in the terms of the paper's tables.
+    """How a model was tuned, in the terms of the paper's tables; a test notes it in its ``run.json``.
 
     Attributes:
-        method: class of the tuning method, :data:`BASELINE`, or the name of a comparator.
-        modules: ``encoder``, ``decoder`` or ``both``; empty for the baseline.
-        rank: of LoRA; 0 for other methods.
+        family: class of the tuning method, :data:`BASELINE`, or the name of a comparator.
+        modules: ``encoder``, ``decoder`` or ``both``; empty where nothing was tuned.
+        rank: of methods that have one; else 0.
         vcl: whether the encoder's LoRA began with stage 1.
+        label: name in tables, where that is not the usual one of the family.
     """
 
-    method: str
+    family: str
     modules: str = ""
     rank: int = 0
     vcl: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Run:
         training: folder of the training; None where nothing was trained.
         missing: where a comparator's weights were not found, which.
         tests: folder of the test on each data set.
-        protocols: where the test on each data set placed patches and clicks and what it scored, in words, where that
-            is known.
+        protocols: where the test on each data set placed patches and clicks and what it scored, in words.
+        inferences: how the test on each data set made masks, in words.
+        trained_on: name of the data set; empty where nothing was trained, or an earlier version did not note it.
         others: settings besides those that tables tell apart, as text: of model, data and trainer, and of the method.
     """
 
@@ -72,6 +75,8 @@ class Run:
     missing: str = ""
     tests: dict[str, Path] = field(default_factory=dict, repr=False)
     protocols: dict[str, str] = field(default_factory=dict, repr=False)
+    inferences: dict[str, str] = field(default_factory=dict, repr=False)
+    trained_on: str = ""
     others: tuple[str, str] = field(repr=False, default=("", ""))
     training: Path | None = field(repr=False, default=None)
 
@@ -113,7 +118,7 @@ def data_sets(runs: Sequence[Run]) -> list[str]:
 
 def is_scan(data_set: str) -> bool:
     """Whether a data set is one of the paper's CT and MR sets."""
-    return data_set.lower().startswith(("amos", "totalsegmentator", "brats"))
+    return scan_key(data_set) is not None
 
 
 def samples(runs: Iterable[Run], setting: Setting, data_set: str, clicks: int) -> list[Sample]:
@@ -147,8 +152,8 @@ def _read_run(folder: Path) -> Run | None:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         log.warning("%s: holds no record that can be read; left out", folder)
         return None
-    if not str(model["class_path"]).endswith(("LoRASegModule", "ComparatorModule")):
-        return None
+    if "setting" not in record and not str(model["class_path"]).endswith(("LoRASegModule", "ComparatorModule")):
+        return None  # of another stage, which has no results of its own
     if str(record.get("status")).startswith(_NOT_FOUND):
         options = model.get("init_args") or {}
         untouched = not options.get("adapter") and not options.get("tuning")
@@ -159,10 +164,10 @@ def _read_run(folder: Path) -> Run | None:
         return None
     try:
         if (folder / "rows.csv").is_file():
-            return _read_test(folder, model, record.get("started", ""))
+            return _read_test(folder, model, record)
         files = sorted((folder / "tests").glob("*/rows.csv"))
         if files:
-            return _run(folder, folder, config, files)
+            return _run(folder, folder, config, files, record)
     except _TestedTwiceError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
@@ -172,90 +177,85 @@ def _read_run(folder: Path) -> Run | None:
     return None
 
 
-def _read_test(folder: Path, model: dict[str, Any], started: str) -> Run | None:
+def _read_test(folder: Path, model: dict[str, Any], record: dict[str, Any]) -> Run | None:
     adapter = model["init_args"].get("adapter")
     if not adapter:
-        # Without a name of its own it is the untouched backbone.
+        run = _run(folder, None, {}, [folder / "rows.csv"], record)
+        if "setting" in record:
+            return run
+        # Of an earlier version. Without a name of its own it is the untouched backbone.
         named = str(model["class_path"]).endswith("ComparatorModule") or model["init_args"].get("method")
-        run = _run(folder, None, {}, [folder / "rows.csv"])
         method = next((row.method for rows in run.rows.values() for row in rows), BASELINE)
         return replace(run, setting=Setting(method)) if named else run
     training = Path(adapter).expanduser().parent
     try:
-        record = json.loads((training / "run.json").read_text(encoding="utf-8"))
+        trained = json.loads((training / "run.json").read_text(encoding="utf-8"))
         config = yaml.safe_load((training / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         log.warning("%s: tests %s, but the run that left it is not there; left out", folder, adapter)
         return None
-    if record.get("started", "") > started:
+    if trained.get("started", "") > record.get("started", ""):
         log.warning("%s: tests what %s held before it was overwritten; left out", folder, training)
         return None
-    return _run(folder, training, config, [folder / "rows.csv"])
+    noted = trained | record | {"data_set": trained.get("data_set", "")}
+    return _run(folder, training, config, [folder / "rows.csv"], noted)
 
 
-def _run(folder: Path, training: Path | None, config: dict[str, Any], files: Sequence[Path]) -> Run:
+def _run(
+    folder: Path, training: Path | None, config: dict[str, Any], files: Sequence[Path], record: dict[str, Any]
+) -> Run:
     rows: dict[str, list[ResultRow]] = {}
     tests: dict[str, Path] = {}
     protocols: dict[str, str] = {}
+    inferences: dict[str, str] = {}
     for file in files:
-        protocol = _protocol(file.parent)
         for row in read_rows(file):
             if tests.get(row.data_set, file.parent) != file.parent:
                 raise _TestedTwiceError(
                     f"{file.parent} and {tests[row.data_set]}: both tested on {row.data_set}; a "
-                    "report tells one test of a data set, so take one away"
+                    "report shows one test of a data set, so take one away"
                 )
             rows.setdefault(row.data_set, []).append(row)
-            tests[row.data_set], protocols[row.data_set] = file.parent, protocol
+            tests[row.data_set] = file.parent
+            protocols[row.data_set], inferences[row.data_set] = row.protocol, row.inference
     weights = next((row.weights for some in rows.values() for row in some), "")
-    if training is None:
-        return Run(folder, Setting(BASELINE), None, rows, weights, None, tests=tests, protocols=protocols)
-    options = config["model"]["init_args"]
-    return Run(
+    noted = record.get("setting")
+    found = Run(
         folder,
-        _setting(options, training),
-        config["seed_everything"],
+        Setting(**noted) if noted else Setting(BASELINE),
+        None,
         rows,
         weights,
-        read_cost(training),
+        None,
         tests=tests,
         protocols=protocols,
+        inferences=inferences,
+    )
+    if training is None:
+        return found
+    return replace(
+        found,
+        setting=found.setting if noted else _setting(config["model"]["init_args"], training),
+        seed=config["seed_everything"],
+        cost=read_cost(training),
+        trained_on=str(record.get("data_set", "")),
         others=_others(config),
         training=training,
     )
 
 
-def _protocol(test: Path) -> str:
-    """The protocol of a test in words; empty where the test does not tell."""
-    file = test / "config.yaml"
-    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    options, data = (config.get(part, {}).get("init_args") or {} for part in ("model", "data"))
-    if "protocol" not in options:
-        return ""
-    region = str(data.get("region", "label")).replace("_", " ")
-    words = f"patches around the {region}, {ClickProtocol(**options['protocol']).in_words}"
-    shifts = options.get("shifts", 1)
-    if shifts != 1:
-        words += f", masks averaged over {shifts} shifts of the token grid"
-    words += ", masks through a guided filter" * bool(options.get("guided_filter"))
-    twice = {None: ", the first click of mini_fine decoded twice", True: ", the first click decoded twice", False: ""}
-    return words + twice[options.get("first_twice", False)]
-
-
 def _setting(options: dict[str, Any], training: Path) -> Setting:
+    """The setting of a training of an earlier version, which did not note it."""
     if options.get("adapter"):  # a training that went on: the method is that of the adapter
         with safe_open(training / "adapter.safetensors", framework="numpy") as stream:
             adapter = json.loads(stream.metadata()["adapter"])
         parts = adapter["tuning"]
         chosen = next(iter(parts.values()))
-        rank = chosen["rank"] if chosen["method"] == "LoRA" else 0
-        return Setting(
-            chosen["method"], "both" if len(parts) > 1 else next(iter(parts)), rank, adapter["method"] == "USCL-Med3D"
-        )
+        modules = "both" if len(parts) > 1 else next(iter(parts))
+        return Setting(chosen["method"], modules, chosen.get("rank", 0), adapter["method"] == "USCL-Med3D")
     tuning = options["tuning"]
-    method, chosen = tuning["class_path"].rsplit(".", 1)[-1], tuning["init_args"]
-    rank = chosen["rank"] if method == "LoRA" else 0
-    return Setting(method, chosen["modules"], rank, bool(options.get("vcl_adapter")))
+    family, chosen = tuning["class_path"].rsplit(".", 1)[-1], tuning["init_args"]
+    return Setting(family, chosen["modules"], chosen.get("rank", 0), bool(options.get("vcl_adapter")))
 
 
 def _others(config: dict[str, Any]) -> tuple[str, str]:
@@ -265,8 +265,8 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     for name in ("modules", "rank"):
         tuning.pop(name, None)
     model["adapter"] = bool(model.get("adapter"))  # a training that went on is not one that began
-    of_tests = ("shifts", "guided_filter", "first_twice")
-    for name in ("vcl_adapter", "seed", "method", *of_tests):
+    of_tests = ("evaluation", "inference", "method", "shifts", "guided_filter", "first_twice", "test_clicks")
+    for name in ("vcl_adapter", "seed", *of_tests):
         model.pop(name, None)
     data.pop("seed", None)
     kept = (
@@ -292,16 +292,10 @@ def _check(runs: Sequence[Run]) -> None:
                     f"{run.folder}: has settings, seed and data set ({name}) of {seen[key]}; give one of them"
                 )
             seen[key] = run.folder
-    followed: dict[str, Run] = {}
-    for run in runs:
-        for name, protocol in run.protocols.items():
-            other = followed.setdefault(name, run) if protocol else run
-            if other.protocols[name] != protocol:
-                raise InputError(
-                    f"{run.tests[name]} and {other.tests[name]}: tested on {name} by protocols whose "
-                    f"figures must not be compared ({protocol}; {other.protocols[name]}); report on them "
-                    "apart"
-                )
+    _check_alike(runs, "protocols", [run.protocols for run in runs])
+    # That of a comparator is its own.
+    ours = [{name: words for name, words in run.inferences.items() if words != OWN_INFERENCE} for run in runs]
+    _check_alike(runs, "inferences", ours)
     for setting in {run.setting for run in runs}:
         own = [run for run in runs if run.setting == setting]
         if len({run.others for run in own}) > 1:
@@ -310,7 +304,20 @@ def _check(runs: Sequence[Run]) -> None:
                 "optimiser or length; report on them apart"
             )
     if len({run.others[0] for run in runs if run.seed is not None}) > 1:
-        log.warning("The trainings differ in data, clicks, optimiser or length besides what the tables tell apart")
-    ours = [run for run in runs if run.seed is not None or run.setting == Setting(BASELINE)]
-    for text in sorted({run.weights for run in ours})[1:]:
+        log.warning("The trainings differ in data, clicks, optimiser or length besides what the tables separate")
+    on_trunk = [run for run in runs if run.seed is not None or run.setting == Setting(BASELINE)]
+    for text in sorted({run.weights for run in on_trunk})[1:]:
         log.warning("Some runs stand on other weights (%s): their differences are not of tuning alone", text)
+
+
+def _check_alike(runs: Sequence[Run], what: str, words_of: Sequence[dict[str, str]]) -> None:
+    """Refuses tests of one data set that differ in what makes their figures another thing."""
+    first: dict[str, tuple[Run, str]] = {}
+    for run, words in zip(runs, words_of, strict=True):
+        for name, own in words.items():
+            other, theirs = first.setdefault(name, (run, own))
+            if own != theirs:
+                raise InputError(
+                    f"{run.tests[name]} and {other.tests[name]}: tested on {name} by {what} whose figures must not be "
+                    f"compared ({own}; {theirs}); report on them apart"
+                )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from uscl.data.datamodule import VolumeDataModule
 from uscl.phantom.layouts import LAYOUTS
@@ -55,7 +55,9 @@ class PhantomScansDataModule(VolumeDataModule):
 
     Args:
         root: folder of the study; simulated first where it is missing or incomplete.
-        dataset: the layout.
+        dataset: how it is read (see :class:`~uscl.data.datamodule.VolumeDataModule`).
+        layout: what is simulated, of :data:`uscl.phantom.LAYOUTS` or the dotted path of a layout of your own; null for
+            that of the name of ``dataset``.
         study: what to simulate; must be what the folder holds, if it holds a study.
         simulation_workers: processes that simulate.
         options: those of :class:`~uscl.data.datamodule.VolumeDataModule`.
@@ -64,12 +66,14 @@ class PhantomScansDataModule(VolumeDataModule):
     def __init__(
         self,
         root: str,
-        dataset: Literal["amos", "totalsegmentator", "brats"],
+        dataset: str,
+        layout: str | None = None,
         study: ScanStudy = ScanStudy(),
         simulation_workers: int = 2,
         **options: Any,
     ) -> None:
         super().__init__(root=root, dataset=dataset, **options)
+        self.layout = layout or dataset
         self.study = study
         self.simulation_workers = simulation_workers
 
@@ -77,4 +81,4 @@ class PhantomScansDataModule(VolumeDataModule):
         """Simulates what is missing; Lightning calls this on one process per machine."""
         if not (Path(self.root) / CONTACT_SHEET).is_file():
             log.info("Simulating %d patients into %s", self.study.patients, self.root)
-        simulate_study(LAYOUTS[self.dataset], self.root, self.study, self.simulation_workers)
+        simulate_study(LAYOUTS.find(self.layout), self.root, self.study, self.simulation_workers)

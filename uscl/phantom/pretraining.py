@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from uscl.data.batches import RenderedObject, RenderedPatch, single, to_device
 from uscl.data.patches import Preprocessing
 from uscl.data.training_patches import PatchNumbers
 from uscl.errors import InputError
@@ -36,9 +37,9 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What comes first: large objects in scenes of random shapes; then anatomy and small objects.
+    """What comes first: large objects in scenes of random shapes, say, and then anatomy and small objects.
 
-    Every value goes linearly from the first number to the second over ``patches`` patches.
+    Every value goes linearly from the first number to the second over ``patches`` patches; by default it stays.
 
     Attributes:
         patches: length of the way.
@@ -46,9 +47,9 @@ class Curriculum:
         smallest_ml: objects with less in the patch are left out.
     """
 
-    patches: int = 8000
-    shapes: tuple[float, float] = (0.7, 0.25)
-    smallest_ml: tuple[float, float] = (20.0, 1.5)
+    patches: int = 1
+    shapes: tuple[float, float] = (0.05, 0.05)
+    smallest_ml: tuple[float, float] = (3.0, 3.0)
 
     def at(self, number: int) -> tuple[float, float]:
         """Share of shapes and smallest object, ml, at patch ``number``."""
@@ -70,7 +71,7 @@ class _Rendered:
     image: Tensor
 
 
-class RenderedPatches(Dataset[dict[str, Any]]):
+class RenderedPatches(Dataset[RenderedPatch]):
     """Patch n of the stream: the same whoever asks for it and whenever.
 
     On a CPU an image takes longer to render than a small model to learn from, so each may be used several times, with
@@ -104,13 +105,8 @@ class RenderedPatches(Dataset[dict[str, Any]]):
         self.uses, self.device = uses, torch.device(device)
         self._kept: dict[int, _Rendered] = {}
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        """Patch ``number``.
-
-        Returns:
-            ``image`` float32 [1, S, S, S]; ``target`` bool [K, S, S, S]; ``semantic`` int64 [g, g, g] with g = S / 8,
-            the structure in the middle of every cell of 8^3 voxels, or :data:`IGNORED`.
-        """
+    def __getitem__(self, number: int) -> RenderedPatch:
+        """Patch ``number``; the structures of a world without anatomy are :data:`IGNORED`."""
         rendered = self._rendered(self.image_of(number))
         world, names = rendered.world, rendered.names
         random = np.random.default_rng(derive_seed("pretraining patch", self.seed, number))
@@ -121,11 +117,11 @@ class RenderedPatches(Dataset[dict[str, Any]]):
         chosen += [chosen[int(random.integers(len(chosen)))] for _ in range(self.objects - len(chosen))]
         flips = [axis - 3 for axis in range(3) if random.random() < 0.15]
         semantic = world.structure.flip(flips)[4::8, 4::8, 4::8].long()
-        return {
-            "image": rendered.image.flip(flips).float()[None],
-            "target": world.masks(chosen).flip(flips),
-            "semantic": semantic if world.anatomical else torch.full_like(semantic, IGNORED),
-        }
+        return RenderedPatch(
+            image=rendered.image.flip(flips).float()[None],
+            target=world.masks(chosen).flip(flips),
+            semantic=semantic if world.anatomical else torch.full_like(semantic, IGNORED),
+        )
 
     def image_of(self, number: int) -> int:
         """Number of the image that patch ``number`` shows."""
@@ -166,6 +162,26 @@ class RenderedPatches(Dataset[dict[str, Any]]):
         ids = load_structure(files[int(random.integers(len(files)))], self.device)
         voxel, objects = (TORSO_VOXEL, TORSO_OBJECTS) if torso else (HEAD_VOXEL, HEAD_OBJECTS)
         return body_world(ids, voxel, members(objects), random, size, spacing)
+
+
+class RenderedObjects(Dataset[RenderedObject]):
+    """One object of each of some patches, to validate on.
+
+    Args:
+        patches: with one object each.
+        count: of the patches, from number 1 on.
+    """
+
+    def __init__(self, patches: RenderedPatches, count: int) -> None:
+        self.patches, self.count = patches, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> RenderedObject:
+        """Object ``number``, counted from 0."""
+        patch = self.patches[number + 1]
+        return RenderedObject(patch.image[None], patch.target[0], ("pretraining validation", number))
 
 
 def _worth_clicking(world: World, smallest: float) -> list[str]:
@@ -214,10 +230,15 @@ def build_anatomies(folder: Path, torsos: int, heads: int, seed: int, workers: i
     }
     missing = [(file, kind, seed, n) for kind in files for n, file in enumerate(files[kind]) if not file.is_file()]
     if missing:
-        with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-            built = pool.map(_build_one, missing)
-            for _ in track(built, f"Building {len(missing)} anatomies", total=len(missing)):
-                pass
+        doing = f"Building {len(missing)} anatomies"
+        # A process takes seconds to begin, as long as it takes to build a few.
+        if min(workers, len(missing)) < 2:
+            for job in track(missing, doing):
+                _build_one(job)
+        else:
+            with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
+                for _ in track(pool.map(_build_one, missing), doing, total=len(missing)):
+                    pass
     return files["torso"], files["head"]
 
 
@@ -257,10 +278,10 @@ class PretrainDataModule(LightningDataModule):
         preprocessing: Preprocessing = Preprocessing(),
         curriculum: Curriculum = Curriculum(),
         objects: int = 6,
-        batch_size: int = 4,
+        batch_size: int = 8,
         uses: int = 3,
         patches_per_epoch: int = 400,
-        val_patches: int = 32,
+        val_patches: int = 16,
         workers: int = 1,
     ) -> None:
         super().__init__()
@@ -284,7 +305,7 @@ class PretrainDataModule(LightningDataModule):
         for held_out in (False, True):
             self._anatomies(held_out)
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Patches of the epoch, shared out by process."""
         trainer = cast(Trainer, self.trainer)
         device, workers = self._renderers()
@@ -301,12 +322,16 @@ class PretrainDataModule(LightningDataModule):
             persistent_workers=workers > 0,
         )
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Patches of anatomies that training never meets, at the end of the curriculum, with one object each."""
         late = Curriculum(1, (0.0, 0.0), (5.0, 5.0))
         device, workers = self._renderers()
         patches = RenderedPatches(*self._anatomies(True), self.preprocessing, 1, late, self._held_seed, device=device)
-        return DataLoader(patches, 1, sampler=list(range(1, 1 + self.val_patches)), num_workers=workers)
+        return DataLoader(RenderedObjects(patches, self.val_patches), 1, num_workers=workers, collate_fn=single)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """See :func:`~uscl.data.batches.to_device`."""
+        return to_device(batch, device)
 
     def _renderers(self) -> tuple[torch.device, int]:
         """Where patches are rendered, and by how many processes beside this one."""

@@ -9,7 +9,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -156,7 +156,9 @@ def _claim(folder: Path, layout: Layout, settings: Any) -> None:
     note = folder / "study.json"
     wanted = json.loads(json.dumps({"layout": layout.name, **asdict(settings)}))
     if note.is_file():
-        found = json.loads(note.read_text(encoding="utf-8"))
+        # What a study of an earlier version does not mention was as it is by default.
+        usual = {entry.name: entry.default for entry in fields(settings) if entry.default is not MISSING}
+        found = json.loads(json.dumps(usual)) | json.loads(note.read_text(encoding="utf-8"))
         if found != wanted:
             changed = {key: found.get(key) for key in wanted if found.get(key) != wanted[key]}
             raise InputError(f"{folder}: holds a study with other settings ({changed}); choose another folder")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,13 +18,18 @@ from torch.nn import functional as F
 
 from uscl.backbone import SamMed3D
 from uscl.errors import InputError
+from uscl.prompting.training import ClickTraining
+from uscl.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from uscl.types import PatchBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class ObjectClicks:
-    """How clicks are simulated on several objects at once.
+class ObjectClicks(ClickTraining):
+    """Clicks on all objects of an image at once, on the decoder's own grid: many more clicks in the same time.
 
     Attributes:
         fewest: clicks per step.
@@ -47,6 +53,14 @@ class ObjectClicks:
             raise InputError(f"clicks need 1 <= fewest <= most and all_shown in [0, 1]; found {self}")
         if self.learned is not None and self.learned < 1:
             raise InputError(f"clicks.learned must be at least 1, or null for all; found {self.learned}")
+
+    def loss(
+        self, model: SamMed3D, image: PatchBatch, target: Tensor, key: tuple[str | int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`ClickTraining`; the loss is :func:`soft_dice_bce`, the mean over clicks."""
+        generator = torch.Generator().manual_seed(derive_seed(*key))
+        loss, _ = objects_rollout(model, model.encode_image(image), target > 0, soft_dice_bce, self, generator)
+        return loss, loss.detach()
 
 
 def objects_rollout(

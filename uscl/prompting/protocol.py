@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from uscl.errors import InputError
 from uscl.prompting.clicks import Click, deepest_click, error_click
 from uscl.prompting.segmenter import Segmenter
+from uscl.prompting.whole_volume import WholeVolume
 from uscl.seeds import Draw
 
 if TYPE_CHECKING:
     from uscl.types import PatchBatch
 
 
+class ClickRule(ABC):
+    """Where the next click of an evaluation goes."""
+
+    @abstractmethod
+    def click(self, number: int, predicted: Tensor, target: Tensor, draw: Draw) -> Click:
+        """Click ``number``, counted from 1, on the errors of a mask.
+
+        Args:
+            number: of the click.
+            predicted: bool mask [x, y, z]; of the first click an empty one.
+            target: bool mask [x, y, z] of the object.
+            draw: picks among voxels that are equally good.
+        """
+
+
 @dataclass(frozen=True)
-class ClickProtocol:
-    """How clicks are set and scored in an evaluation.
+class ClickProtocol(ClickRule):
+    """How clicks are set and scored in an evaluation; a subclass may set them by another rule.
 
     The default is that of SAM-Med3D's published inference: every click on a voxel drawn uniformly from all wrong ones,
     all clicks shown, the mask AT n clicks scored. The figures of the SAM-Med3D, FastSAM3D and USCL-Med3D papers were
@@ -51,22 +69,29 @@ class ClickProtocol:
 
     @property
     def in_words(self) -> str:
-        """What a report tells of it."""
-        told = ["clicks drawn from all wrong voxels"]
-        if self.deepest_clicks:
-            told = [
-                f"the first {self.deepest_clicks} clicks in the middle of the largest error, the others drawn from "
-                "all wrong voxels"
-            ]
+        """The protocol in result rows and reports."""
+        parts = [self.placement]
         if not self.accumulate:
-            told.append("3D methods shown the newest click alone")
+            parts.append("3D methods shown the newest click alone")
         if self.threshold:
-            told.append(f"errors sought above a logit of {self.threshold:g}")
-        told.append("the BEST mask so far scored" if self.best_so_far else "the mask after as many clicks scored")
-        return ", ".join(told)
+            parts.append(f"errors sought above a logit of {self.threshold:g}")
+        parts.append("the BEST mask so far scored" if self.best_so_far else "the mask after as many clicks scored")
+        return ", ".join(parts)
+
+    @property
+    def placement(self) -> str:
+        """Where clicks go, in words; a subclass with a rule of its own is named with its own settings."""
+        if type(self).click is not ClickProtocol.click:
+            usual = {entry.name for entry in fields(ClickProtocol)}
+            own = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in usual]
+            return f"clicks by {type(self).__name__}({', '.join(own)})"
+        if not self.deepest_clicks:
+            return "clicks drawn from all wrong voxels"
+        first = f"the first {self.deepest_clicks} clicks in the middle of the largest error"
+        return f"{first}, the others drawn from all wrong voxels"
 
     def click(self, number: int, predicted: Tensor, target: Tensor, draw: Draw) -> Click:
-        """Click ``number``, counted from 1, on the errors of a mask."""
+        """See :class:`ClickRule`."""
         rule = deepest_click if number <= self.deepest_clicks else error_click
         return rule(predicted, target, draw)
 
@@ -80,12 +105,14 @@ class RolloutStep:
         clicks: all clicks so far.
         logits: [S, S, S] on the patch grid; what is scored.
         seconds: time spent on all rounds so far, encoding the image included, scoring by the caller not.
+        whole: mask on the image's own grid, bool, of methods that segment whole volumes; None for all others.
     """
 
     number: int
     clicks: tuple[Click, ...]
     logits: Tensor
     seconds: float
+    whole: NDArray[np.bool_] | None = None
 
 
 def evaluation_rollout(
@@ -120,7 +147,8 @@ def evaluation_rollout(
     seconds = _clock(image.device) - begin
     clicks: list[Click] = []
     predicted = torch.zeros_like(target)
-    best, best_dice = torch.zeros_like(target), -1.0
+    best: tuple[Tensor, NDArray[np.bool_] | None] = (torch.zeros_like(target), None)
+    best_dice = -1.0
     for number in range(1, count + 1):
         begin = _clock(image.device)
         draw = draw_for(number)
@@ -131,13 +159,14 @@ def evaluation_rollout(
         else:
             clicks.append(protocol.click(number, predicted, target, draw))
         logits = segmenter.segment(clicks)
+        whole = segmenter.mask if isinstance(segmenter, WholeVolume) else None
         predicted = logits > protocol.threshold
         seconds += _clock(image.device) - begin
         if protocol.best_so_far:
             if (dice := _dice(logits > 0, target)) > best_dice:
-                best, best_dice = logits, dice
-            logits = best
-        yield RolloutStep(number, tuple(clicks), logits, seconds)
+                best, best_dice = (logits, whole), dice
+            logits, whole = best
+        yield RolloutStep(number, tuple(clicks), logits, seconds, whole)
 
 
 def _clock(device: torch.device) -> float:

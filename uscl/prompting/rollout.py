@@ -13,7 +13,8 @@ from uscl.backbone import SamMed3D
 from uscl.errors import InputError
 from uscl.prompting.clicks import Click, as_points, error_click
 from uscl.prompting.segmenter import blank_mask_prompt, upsample
-from uscl.seeds import Draw
+from uscl.prompting.training import ClickTraining
+from uscl.seeds import Draw, seeded_draw
 
 if TYPE_CHECKING:
     from uscl.types import LogitBatch, PatchBatch
@@ -22,8 +23,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class TrainingClicks:
-    """How clicks are simulated in training; the defaults are SAM-Med3D's training script.
+class TrainingClicks(ClickTraining):
+    """Clicks on one object per image; the defaults, and the loss, are those of SAM-Med3D's training script.
+
+    The loss is the sum over the clicks of Dice with squared denominator plus binary cross-entropy.
 
     Attributes:
         count: clicks per image. The last one of three or more is given as the mask prompt alone, and so is one drawn
@@ -41,10 +44,30 @@ class TrainingClicks:
         if self.count < 1:
             raise InputError(f"clicks.count must be at least 1, found {self.count}")
 
+    def loss(
+        self, model: SamMed3D, image: PatchBatch, target: Tensor, key: tuple[str | int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`ClickTraining`."""
+        if target.shape[1] > 1:
+            raise InputError(
+                f"data.sampling.objects is {target.shape[1]}: set model.clicks to ObjectClicks, which clicks on all of "
+                "them, or data.sampling.objects to 1"
+            )
+        total, _ = training_rollout(model, image, target, dice_ce(), self, seeded_draw(*key))
+        return total, total.detach() / self.count
+
     def without_points(self, draw: Draw) -> set[int]:
         """The iterations, counted from 0, that see the mask prompt alone."""
         last = {self.count - 1} if self.count >= 3 else set()
         return last | {2 + draw(self.count - 4)} if self.count >= 5 else last
+
+
+def dice_ce() -> Loss:
+    """SAM-Med3D's loss of logits and masks [B, 1, S, S, S]: Dice with squared denominator plus binary cross-entropy."""
+    from monai.losses.dice import DiceCELoss  # takes seconds to import, and segmenting does not need it
+
+    loss: Loss = DiceCELoss(sigmoid=True, squared_pred=True, reduction="mean")
+    return loss
 
 
 def training_rollout(

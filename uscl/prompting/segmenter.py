@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uscl.backbone import VARIANTS, SamMed3D
+from uscl.backbone import SamMed3D
 from uscl.errors import InputError
 from uscl.prompting.clicks import Click, as_points
 from uscl.prompting.guided_filter import GuidedFilter
+from uscl.prompting.inference import PUBLISHED, Inference, Shifts
 
 if TYPE_CHECKING:
     from uscl.types import LowResLogits, PatchBatch
 
 
-Shifts = Literal[1, 2, 4, 8]
-"""How many positions of the token grid a mask is averaged over."""
 Offset = tuple[int, int, int]
 
 
@@ -41,42 +40,21 @@ class SamMed3DSegmenter:
     Clicks are replayed one after the other, as a user sets them and as SAM-Med3D's inference does; giving the model
     several at once is another, worse thing. A call that continues the one before goes on from its logits.
 
-    With ``shifts`` above 1 the patch is segmented that many times, each time moved a little against the grid of tokens,
-    and the logits, moved back, are averaged: where a border runs within a token is then told by several tokens that lie
-    around it in several ways. Encoding takes that many times as long, a click somewhat longer. The published protocol
-    has one. Averaging over shifts is cycle spinning: Coifman and Donoho 1995, Translation-invariant de-noising.
-
-    With ``guided_filter`` the mask then takes the edges of the image around its own, and what the clicks say
-    (:class:`~uscl.prompting.guided_filter.GuidedFilter`). The mask prompt of the next step stays what the decoder said.
-
-    With ``first_twice`` the first click is decoded twice, the second time with its own mask as the mask prompt: the
-    decoder then revises a mask, as it does at every later click, where it would have answered without one.
+    With several shifts the patch is segmented that many times, each time moved a little against the grid of tokens, and
+    the logits, moved back, are averaged. The guided filter acts on what comes out; the mask prompt of the next step
+    stays the decoder's own.
 
     Args:
         model: the backbone, with or without LoRA.
+        inference: what is done beside decoding each click once.
         accumulate: show the model all clicks so far at every step; else the newest alone.
-        shifts: positions of the token grid to average over: 1, 2, 4 or 8.
-        guided_filter: let masks follow the edges of the image; the published protocol does not.
-        first_twice: decode the first click twice; the published protocol does not. None does so with ``mini_fine``
-            alone, untuned or tuned: ``mini`` loses by it, others were not tried.
-
-    Raises:
-        InputError: ``shifts`` is none of these.
     """
 
-    def __init__(
-        self,
-        model: SamMed3D,
-        accumulate: bool = True,
-        shifts: Shifts = 1,
-        guided_filter: bool = False,
-        first_twice: bool | None = False,
-    ) -> None:
+    def __init__(self, model: SamMed3D, inference: Inference = PUBLISHED, accumulate: bool = True) -> None:
         self.model = model
+        self.inference = inference
         self.accumulate = accumulate
-        self.guided_filter = guided_filter
-        self.first_twice = model.config == VARIANTS["mini_fine"] if first_twice is None else first_twice
-        self.offsets = grid_offsets(shifts, model.config.patch_size)
+        self.offsets = grid_offsets(inference.shifts, model.config.patch_size)
         self._embedding: Tensor | None = None
         self._filter: GuidedFilter | None = None
         self._clicks: list[Click] = []
@@ -87,7 +65,7 @@ class SamMed3DSegmenter:
         """Encodes the patch, once for all clicks on it."""
         # One after the other: the encoder's activations are what takes memory.
         self._embedding = torch.cat([self.model.encode_image(moved(image, offset)) for offset in self.offsets])
-        self._filter = GuidedFilter(image[0, 0]) if self.guided_filter else None
+        self._filter = GuidedFilter(image[0, 0]) if self.inference.guided_filter else None
         self._clicks, self._low = [], None
 
     @torch.no_grad()
@@ -106,7 +84,7 @@ class SamMed3DSegmenter:
             points = self._points(clicks[0 if self.accumulate else count - 1 : count])
             if self._low is None:
                 self._low = blank_mask_prompt(self.model, len(self.offsets), self._embedding)
-            for _ in range(2 if count == 1 and self.first_twice else 1):
+            for _ in range(2 if count == 1 and self.inference.first_twice else 1):
                 self._low = self.model.decode(self._embedding, points, self._low)[0]
         self._clicks = list(clicks)
         assert self._low is not None
@@ -143,12 +121,7 @@ def grid_offsets(shifts: Shifts, token: int) -> list[Offset]:
     Args:
         shifts: how many.
         token: edge of a token, voxels; 4 or more.
-
-    Raises:
-        InputError: ``shifts`` is none of 1, 2, 4 and 8.
     """
-    if shifts not in get_args(Shifts):
-        raise InputError(f"shifts must be one of {get_args(Shifts)}, found {shifts!r}")
     if shifts == 1:
         return [(0, 0, 0)]
     quarter = token // 4

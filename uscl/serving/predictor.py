@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import numpy as np
 
 from uscl.backbone import EMBEDDED, SamMed3DConfig, Trunk, load_trunk
 from uscl.data.evaluation_patches import place_patch
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import Point
-from uscl.data.sweeps import SweepReading, is_assumed, read_sweep
+from uscl.data.sweeps import SweepReading, read_sweep
 from uscl.data.volume import Volume
 from uscl.errors import InputError
-from uscl.prompting import Click, SamMed3DSegmenter, Shifts
-from uscl.tuning import load_adapter
+from uscl.prompting import Click, Inference, Preset, SamMed3DSegmenter, resolve_inference
+from uscl.tuning import TUNING_METHODS, TuningMethod, load_adapter
 
 
 @dataclass(frozen=True)
@@ -45,19 +42,18 @@ class Predictor:
         adapter: adapter file that ``uscl fit`` left, or None for the untouched backbone.
         preprocessing: how volumes are prepared; None takes the adapter's, or the default.
         device: where to compute.
-        shifts: positions of the token grid that masks are averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
-            8; more follow borders better and take about as many times as long (see
-            :class:`uscl.prompting.SamMed3DSegmenter`).
-        guided_filter: let masks follow the edges of the image, which the published inference does not (see
-            :class:`uscl.prompting.guided_filter.GuidedFilter`).
-        first_twice: decode the first click twice, which the published inference does not; None does so with
-            ``mini_fine`` alone, untuned or tuned (``mini`` loses by it, others were not tried).
+        inference: how masks are made: ``published``, ``refined``, or an :class:`~uscl.prompting.Inference`. None is
+            refined for the backbones that this was measured on (``mini`` and ``mini_fine``, tuned or not), published
+            for others.
+        tuning: class of the adapter's tuning method where it is none of ``uscl``'s, or its dotted path; it is imported,
+            so name none that you do not trust.
 
     Attributes:
         trunk: the model and what its weights were.
+        inference: how masks are made.
 
     Raises:
-        InputError: a file cannot be used, the patch size does not fit the backbone, or ``shifts`` is another number.
+        InputError: a file cannot be used, or the patch size does not fit the backbone.
     """
 
     def __init__(
@@ -67,11 +63,11 @@ class Predictor:
         adapter: str | os.PathLike[str] | None = None,
         preprocessing: Preprocessing | None = None,
         device: str = "cpu",
-        shifts: Shifts = 4,
-        guided_filter: bool = True,
-        first_twice: bool | None = None,
+        inference: Inference | Preset | None = None,
+        tuning: type[TuningMethod] | str | None = None,
     ) -> None:
-        found = load_adapter(adapter) if adapter is not None else None
+        named = TUNING_METHODS.find(tuning) if isinstance(tuning, str) else tuning
+        found = load_adapter(adapter, () if named is None else (named,)) if adapter is not None else None
         self.trunk: Trunk = load_trunk(found.backbone if found else backbone, weights)
         if found is not None:
             found.apply(self.trunk)
@@ -84,26 +80,22 @@ class Predictor:
         self.preprocessing = preprocessing
         self.device = device
         model = self.trunk.model.to(device).eval()
-        self._segmenter = SamMed3DSegmenter(model, shifts=shifts, guided_filter=guided_filter, first_twice=first_twice)
+        self.inference = resolve_inference(inference, model.config)
+        self._segmenter = SamMed3DSegmenter(model, self.inference)
         self._volume: Volume | None = None
-        self._measured = True
         self._encoded: tuple[int, int, int] | None = None
 
     def set_image(self, image: Volume | str | os.PathLike[str], reading: SweepReading = SweepReading()) -> None:
         """Takes the volume to segment.
 
         Args:
-            image: a volume, whose spacing is taken for what it says, or the file or folder of a volume or sweep.
+            image: a volume, or the file or folder of a volume or sweep.
             reading: what the file of a sweep does not know.
 
         Raises:
             InputError: the file cannot be used (see :func:`uscl.data.read_sweep`).
         """
-        if isinstance(image, Volume):
-            self._volume, self._measured = image, True
-        else:
-            self._volume = read_sweep(image, reading)
-            self._measured = not is_assumed(Path(image).expanduser(), reading)
+        self._volume = image if isinstance(image, Volume) else read_sweep(image, reading)
         self._encoded = None
 
     def segment(self, points: Sequence[Point]) -> Prediction:
@@ -122,15 +114,15 @@ class Predictor:
         if self._volume is None:
             raise InputError("set_image comes before segment")
         patch = place_patch(self._volume, points, self.preprocessing)
-        if self._encoded != patch["corner"]:
-            self._segmenter.set_image(patch["image"][None].to(self.device))
-            self._encoded = patch["corner"]
-        logits = self._segmenter.segment([Click(index, foreground) for index, foreground in patch["points"]])
-        grid, corner, values = patch["grid"], patch["corner"], logits.float().cpu().numpy()
-        mask = grid.restore(values, corner)
-        voxel_ml = float(np.prod(self._volume.spacing)) / 1000
+        if self._encoded != patch.corner:
+            self._segmenter.set_image(patch.image.to(self.device))
+            self._encoded = patch.corner
+        logits = self._segmenter.segment([Click(index, foreground) for index, foreground in patch.points])
+        values = logits.float().cpu().numpy()
+        mask = patch.grid.restore(values, patch.corner)
+        voxel_ml = self._volume.voxel_ml
         return Prediction(
             mask=self._volume.with_array(mask),
-            volume_ml=float(mask.sum() * voxel_ml) if self._measured else None,
-            cut_short=grid.cut_short(values > 0, corner),
+            volume_ml=None if voxel_ml is None else float(mask.sum() * voxel_ml),
+            cut_short=patch.grid.cut_short(values > 0, patch.corner),
         )

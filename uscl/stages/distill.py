@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, announce_trunk, load_trunk
+from uscl.data.batches import RenderedObject, RenderedPatch
 from uscl.errors import InputError
 from uscl.optim import configure_optimizers
 from uscl.stages.checkpoints import check_checkpoint
@@ -91,17 +92,15 @@ class DistillModule(LightningModule):
 
     on_validation_start = on_fit_start  # `uscl validate` has not trained before
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: RenderedPatch | RenderedObject, batch_idx: int) -> Tensor:
         """One step on patches [B, 1, S, S, S]."""
-        loss = self._difference(batch["image"])
-        self.log(
-            "train/mse", loss.detach(), prog_bar=True, on_epoch=True, batch_size=len(batch["image"]), sync_dist=True
-        )
+        loss = self._difference(batch.image)
+        self.log("train/mse", loss.detach(), prog_bar=True, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: RenderedPatch | RenderedObject, batch_idx: int) -> None:
         """The same on patches never trained on."""
-        self.log("val/mse", self._difference(batch["image"]), prog_bar=True, batch_size=1, sync_dist=True)
+        self.log("val/mse", self._difference(batch.image), prog_bar=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Over the student's encoder."""

@@ -7,18 +7,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uscl.backbone import SamMed3D, SamMed3DConfig, initial_weights, load_trunk
+from uscl.data.batches import RenderedPatch
 from uscl.errors import InputError
+from uscl.evaluation.promptable import Evaluation, PromptableModule
 from uscl.optim import MATRICES, configure_optimizers, is_hidden_matrix, learning_rate_factor
-from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
-from uscl.prompting.objects import ObjectClicks, objects_rollout, soft_dice_bce
-from uscl.seeds import derive_seed, run_seed, seeded_draw
+from uscl.prompting import PUBLISHED, Inference, ObjectClicks, SamMed3DSegmenter
+from uscl.prompting.objects import objects_rollout, soft_dice_bce
+from uscl.seeds import derive_seed, run_seed
 from uscl.stages.checkpoints import check_checkpoint
 from uscl.stages.preprocessing import data_preprocessing
 from uscl.tuning.full import NEVER_USED
@@ -59,12 +60,12 @@ def _in_place(values: Tensor, cells: int) -> Tensor:
     return split.reshape(batch, -1, *(cells * g for g in grid))
 
 
-class PretrainModule(LightningModule):
+class PretrainModule(PromptableModule):
     """Trains a SAM-Med3D, all of it, with clicks on several objects per encoded image.
 
     Logged: ``train/loss`` (mean over clicks), ``train/dice`` (low resolution, after the last click),
-    ``train/semantic``, ``train/intensity`` and, on patches with one object each, ``val/dice_N`` at every N of
-    ``val_clicks`` and ``val/dice``, the last of them.
+    ``train/semantic``, ``train/intensity`` and what every :class:`~uscl.evaluation.promptable.PromptableModule` logs in
+    a validation, on patches with one object each.
 
     Args:
         backbone: configuration or variant name.
@@ -77,7 +78,7 @@ class PretrainModule(LightningModule):
         semantic_weight: weight of naming structures.
         intensity_weight: weight of repeating intensities. Both need tokens of 8 voxels or more; without either, tokens
             may have any size.
-        val_clicks: numbers of clicks after which validation looks at Dice.
+        evaluation: how validations click.
         transformer_rate: factor on the learning rates of the decoder's attention and MLPs. What starts at clicks is
             written down most exactly there, and the noise of few patches per step takes it apart.
         optimizer: null is AdamW with SAM-Med3D's settings; :class:`~uscl.optim.muon.MuonAdamW` gets further in
@@ -88,24 +89,23 @@ class PretrainModule(LightningModule):
 
     def __init__(
         self,
-        backbone: SamMed3DConfig | str = "mini",
+        backbone: SamMed3DConfig | str = "mini_fine",
         weights: str | None = None,
         start_at_clicks: bool = False,
         clicks: ObjectClicks = ObjectClicks(),
-        balance: float = 0.5,
-        semantic_weight: float = 0.5,
-        intensity_weight: float = 0.3,
-        val_clicks: tuple[int, ...] = (1, 3, 5),
-        transformer_rate: float = 1.0,
+        balance: float = 0.0,
+        semantic_weight: float = 0.2,
+        intensity_weight: float = 0.1,
+        evaluation: Evaluation = Evaluation(val_clicks=(1, 3, 5, 10)),
+        transformer_rate: float = 0.08,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(evaluation)
         self.clicks, self.balance = clicks, balance
         self.semantic_weight, self.intensity_weight = semantic_weight, intensity_weight
         self.transformer_rate = transformer_rate
-        self.val_clicks = tuple(sorted(val_clicks))
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, run_seed(seed)
         # Built here, not in configure_model: Lightning's weight averaging copies the module before it calls that.
         self.net: SamMed3D = load_trunk(backbone, weights).model.train()
@@ -143,48 +143,43 @@ class PretrainModule(LightningModule):
         """Checks the data against the model before the first step."""
         data_preprocessing(self, self.net.config.image_size)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: RenderedPatch, batch_idx: int) -> Tensor:
         """One step on images [B, 1, S, S, S] and K objects each, targets [B, K, S, S, S]."""
         seed = derive_seed("pretraining", self.seed, self.current_epoch, batch_idx, self.global_rank)
         generator = torch.Generator().manual_seed(seed)
-        embedding = self.net.encode_image(batch["image"])
+        embedding = self.net.encode_image(batch.image)
         loss_of = partial(soft_dice_bce, balance=self.balance)
-        loss, dice = objects_rollout(self.net, embedding, batch["target"], loss_of, self.clicks, generator)
-        size = len(batch["image"])
+        loss, dice = objects_rollout(self.net, embedding, batch.target, loss_of, self.clicks, generator)
+        size = len(batch.image)
         self.log("train/loss", loss.detach(), prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/dice", dice, on_epoch=True, batch_size=size, sync_dist=True)
         if self.dense is None:
             return loss
         semantic, intensity = self.dense(embedding)
-        cells = F.avg_pool3d(batch["image"], 4).clamp(-4, 4)
+        cells = F.avg_pool3d(batch.image, 4).clamp(-4, 4)
         # The sum: a mean over no cell at all, where no world of the batch is an anatomy, would be NaN.
-        told = F.cross_entropy(semantic, batch["semantic"], reduction="sum")
+        named = F.cross_entropy(semantic, batch.semantic, reduction="sum")
         losses = {
             "intensity": self.intensity_weight * F.mse_loss(intensity, cells),
-            "semantic": self.semantic_weight * told / (batch["semantic"] >= 0).sum().clamp_min(1),
+            "semantic": self.semantic_weight * named / (batch.semantic >= 0).sum().clamp_min(1),
         }
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), on_epoch=True, batch_size=size, sync_dist=True)
             loss = loss + value
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Dice within the patch of one object, after each number of clicks in ``val_clicks``."""
-        target = batch["target"][0, 0]
-        steps = evaluation_rollout(
-            SamMed3DSegmenter(self.net),
-            batch["image"],
-            target,
-            self.val_clicks[-1],
-            lambda number: seeded_draw("pretraining validation", batch_idx, number),
-        )
-        for step in steps:
-            count = step.number
-            if count in self.val_clicks:
-                predicted = step.logits > 0
-                dice = 2 * (predicted & target).sum() / (predicted.sum() + target.sum())
-                for name in [f"val/dice_{count}"] + ["val/dice"] * (count == self.val_clicks[-1]):
-                    self.log(name, dice, prog_bar=name == "val/dice", batch_size=1, sync_dist=True)
+    def segmenter(self, stage: str) -> SamMed3DSegmenter:
+        """The backbone as it is."""
+        return SamMed3DSegmenter(self.net)
+
+    def inference_of(self, stage: str) -> Inference:
+        """Published: what is trained here is judged by itself."""
+        return PUBLISHED
+
+    @property
+    def weights_in_words(self) -> str:
+        """Trained here, and not yet in a file."""
+        return "in training"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Over everything: hidden matrices apart; other layers with many inputs learn more slowly."""

@@ -13,12 +13,13 @@ from torch import Tensor
 import uscl
 from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, announce_trunk, load_trunk
 from uscl.backbone.small_patches import on_small_patches
+from uscl.data.batches import ImagePatch, LabelledPatch
 from uscl.errors import InputError
 from uscl.optim import configure_optimizers
 from uscl.seeds import Draw, run_seed, seeded_draw
 from uscl.stages.checkpoints import check_checkpoint, remember_trunk
 from uscl.stages.preprocessing import data_preprocessing
-from uscl.tuning import Adapter, LoRA, lora_state_dict
+from uscl.tuning import Adapter, LoRA
 from uscl.vcl import EmaTeacher, SubVolumes, VCLHead, VCLStudent, cut, position_labels, vcl_losses
 from uscl.vcl.losses import LossForm, VCLOutput
 
@@ -114,15 +115,15 @@ class VCLPretrainModule(LightningModule):
         """Checks the data against the model before the first step."""
         data_preprocessing(self, self.net.config.image_size)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: ImagePatch | LabelledPatch, batch_idx: int) -> Tensor:
         """One step on patches [B, 1, S, S, S]."""
         self._follow()
         draw = seeded_draw("vcl", self.seed, self.current_epoch, batch_idx, self.global_rank)
-        return self._step("train", batch["image"], draw)
+        return self._step("train", batch.image, draw)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def validation_step(self, batch: ImagePatch | LabelledPatch, batch_idx: int) -> Tensor:
         """The same comparison on held-out patches, with the same crops every time."""
-        return self._step("val", batch["image"], seeded_draw("vcl-val", self.seed, batch_idx, self.global_rank))
+        return self._step("val", batch.image, seeded_draw("vcl-val", self.seed, batch_idx, self.global_rank))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Over LoRA and head."""
@@ -140,7 +141,8 @@ class VCLPretrainModule(LightningModule):
             trunk_fingerprint=self.trunk.fingerprint,
             tuning={"encoder": self.lora},
             preprocessing=data_preprocessing(self, self.net.config.image_size),
-            tensors=lora_state_dict(self.net) | head,
+            tensors=self.lora.tensors(self.net, "encoder") | head,
+            vcl=True,
             version=uscl.__version__,
         )
 

@@ -5,13 +5,16 @@ from uscl.tuning.adaptformer import AdaptFormer
 from uscl.tuning.full import FullTuning
 from uscl.tuning.lora import LoRA, lora_state_dict, merge_lora
 from uscl.tuning.method import TuningMethod, train_only, trainable_parameters
+from uscl.tuning.registry import TUNING_METHODS, is_own
 
 __all__ = [
+    "TUNING_METHODS",
     "AdaptFormer",
     "Adapter",
     "FullTuning",
     "LoRA",
     "TuningMethod",
+    "is_own",
     "load_adapter",
     "lora_state_dict",
     "merge_lora",

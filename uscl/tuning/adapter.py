@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from torch import Tensor
 import uscl
 from uscl.backbone import SamMed3DConfig, Trunk
 from uscl.errors import InputError
-from uscl.tuning.adaptformer import AdaptFormer
-from uscl.tuning.full import FullTuning
-from uscl.tuning.lora import LoRA
 from uscl.tuning.method import PARTS, Part, TuningMethod
+from uscl.tuning.registry import TUNING_METHODS
 
-FORMAT = "uscl-adapter-2"
-_METHODS: dict[str, type[TuningMethod]] = {kind.__name__: kind for kind in (LoRA, AdaptFormer, FullTuning)}
+FORMAT = "uscl-adapter-3"
+_EARLIER = "uscl-adapter-2"
+"""Named its methods by class alone, and stage 1 by the name in result rows."""
+
+
+class UnknownMethodError(InputError):
+    """An adapter asks for a tuning method that nobody has named."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Adapter:
         tuning: the method of each part that was tuned.
         preprocessing: how volumes were prepared in training, as :class:`uscl.data.Preprocessing` writes itself down.
         tensors: those of the methods, named as in the model, and others that the stage trained under own names.
+        vcl: whether the encoder's LoRA began with stage 1.
         version: the version of uscl that wrote it.
     """
 
@@ -53,6 +58,7 @@ class Adapter:
     tuning: dict[Part, TuningMethod]
     preprocessing: dict[str, Any] | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    vcl: bool = False
     version: str = ""
 
     def apply(self, trunk: Trunk, parts: tuple[Part, ...] = PARTS) -> None:
@@ -90,7 +96,7 @@ def save_adapter(path: str | os.PathLike[str], adapter: Adapter) -> None:
     """Writes an adapter file in one step: a reader never meets half of it."""
     described = {key: value for key, value in asdict(replace(adapter, tensors={})).items() if key != "tensors"}
     for part, method in adapter.tuning.items():
-        described["tuning"][part] = {"method": type(method).__name__, **described["tuning"][part]}
+        described["tuning"][part] = {"method": class_path(type(method)), **described["tuning"][part]}
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
@@ -99,11 +105,17 @@ def save_adapter(path: str | os.PathLike[str], adapter: Adapter) -> None:
     partial.replace(target)
 
 
-def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+def load_adapter(path: str | os.PathLike[str], named: Sequence[type[TuningMethod]] = ()) -> Adapter:
     """Reads an adapter file.
 
+    Args:
+        path: the file.
+        named: classes outside ``uscl`` that the user named, which the file may ask for. A file alone never makes Python
+            import anything.
+
     Raises:
-        InputError: the file is absent, damaged, not an adapter, or describes methods that are not known here.
+        InputError: the file is absent, damaged, not an adapter, or asks for a method that is neither registered in
+            :data:`~uscl.tuning.TUNING_METHODS` nor named.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -117,7 +129,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
             tensors = {name: stream.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a readable adapter file ({error}); make it again with `uscl fit`") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, _EARLIER):
         raise InputError(
             f"{file}: found format {metadata.get('format')!r}, expected {FORMAT!r}; whole checkpoints go to --weights"
         )
@@ -125,13 +137,40 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         described = json.loads(metadata["adapter"])
         described["backbone"] = SamMed3DConfig(**described["backbone"])
         described["tuning"] = {
-            part: _METHODS[options.pop("method")](**options) for part, options in described["tuning"].items()
+            part: _class_of(options.pop("method"), named, file)(**options)
+            for part, options in described["tuning"].items()
         }
         if unknown := set(described["tuning"]) - set(PARTS):
             raise ValueError(f"no part {min(unknown)!r}")
+        if metadata["format"] == _EARLIER:
+            described["vcl"] = described["method"] == "USCL-Med3D"
         return Adapter(tensors=tensors, **described)
+    except UnknownMethodError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file}: its description cannot be used ({error!r}); it may come from a newer uscl than "
             f"{uscl.__version__}, or make it again with `uscl fit`"
         ) from error
+
+
+def class_path(kind: type) -> str:
+    """Module and name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _class_of(wanted: str, named: Sequence[type[TuningMethod]], file: Path) -> type[TuningMethod]:
+    """The class that an adapter asks for, of those that may be used."""
+    if wanted in TUNING_METHODS:  # format 2
+        return TUNING_METHODS[wanted]
+    for _, kind in TUNING_METHODS.items():
+        if wanted == class_path(kind):
+            return kind
+    for kind in named:
+        # A class of a script has another module in every program that uses it.
+        if wanted in (class_path(kind), f"__main__.{kind.__qualname__}"):
+            return kind
+    raise UnknownMethodError(
+        f"{file}: was made with the tuning method {wanted}, which is none of uscl's; if you trust that class, name it: "
+        f"--model.tuning {wanted} (`uscl segment`: --tuning {wanted})"
+    )

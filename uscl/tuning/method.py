@@ -25,10 +25,12 @@ class TuningMethod(ABC):
     Attributes:
         title: name of a backbone tuned this way, for result rows.
         modules: tune the image ``encoder``, the mask ``decoder`` (with the prompt encoder), or ``both``.
+        rank: of methods that have one, for tables; else 0.
     """
 
     title: ClassVar[str]
     modules: Modules
+    rank: int = 0
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from uscl.backbone.checkpoints import fetch, file_sha256
-from uscl.comparators import Comparator, MobileSam, Published, Sam, SamMed2D, SliceSegmenter, TinySam
-from uscl.comparators.methods import load_comparator
+from uscl.comparators import COMPARATORS, Published, SliceComparator, SliceSegmenter
+from uscl.comparators.methods import load_model
 from uscl.comparators.pickles import read_pickled_tensors
 from uscl.errors import InputError, WeightsNotFoundError
 from uscl.prompting import Click
@@ -29,14 +29,6 @@ from uscl.pseudo_label.seggpt import SegGptEngine, SegGptSettings
 from uscl.pseudo_label.seggpt_network import WEIGHTS
 
 log = logging.getLogger(__name__)
-_METHODS: dict[str, Comparator] = {
-    "sam_vit_b": Sam(size="vit_b"),
-    "sam_vit_l": Sam(size="vit_l"),
-    "sam_vit_h": Sam(size="vit_h"),
-    "mobile_sam": MobileSam(),
-    "tinysam": TinySam(),
-    "sam_med2d": SamMed2D(),
-}
 _SEGGPT = Published(
     WEIGHTS,
     "https://huggingface.co/BAAI/seggpt-vit-large (the authors' own file: hf://BAAI/SegGPT/seggpt_vit_large.pth)",
@@ -97,7 +89,11 @@ def _list() -> None:
 
 def _tests() -> dict[str, tuple[Published, Callable[[str | None], Outcome]]]:
     """What is published and how it is tried out, given weights or None for the published file, by name."""
-    slices = {name: (method.published, partial(_one_slice, method)) for name, method in _METHODS.items()}
+    slices = {
+        name: (method.published, partial(_one_slice, method))
+        for name, method in COMPARATORS.items()
+        if isinstance(method, SliceComparator)
+    }
     return {**slices, "seggpt": (_SEGGPT, _one_frame)}
 
 
@@ -157,9 +153,9 @@ def _dice(mask: Tensor, disc: Tensor) -> float:
     return float(2 * (mask & disc).sum() / (mask.sum() + disc.sum()))
 
 
-def _one_slice(method: Comparator, weights: str | None) -> Outcome:
+def _one_slice(method: SliceComparator, weights: str | None) -> Outcome:
     """One click on a disc."""
-    model, report = load_comparator(replace(method, weights=weights))
+    model, report = load_model(replace(method, weights=weights))
     disc, picture = _disc(60, 70)
     segmenter = SliceSegmenter(model)
     segmenter.set_image(picture[None, None, :, :, None])

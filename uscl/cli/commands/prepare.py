@@ -11,15 +11,16 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from uscl.data.checks import UNUSABLE, USABLE, CaseReport, check_and_prepare, write_report
-from uscl.data.datasets import READERS, DataSet, write_manifest
+from uscl.data.datasets import DataSet, write_manifest
 from uscl.data.patches import Preprocessing
+from uscl.data.registry import DATA_SETS
 from uscl.data.store import require_blosc2, write_data_set
 from uscl.errors import InputError
 
@@ -29,7 +30,7 @@ _MARK = ".uscl-store"
 
 
 def prepare(
-    dataset: Literal["folder", "amos", "totalsegmentator", "brats", "ultrasound"],
+    dataset: str,
     root: str,
     out: str | None = None,
     modality: str | None = None,
@@ -42,8 +43,8 @@ def prepare(
     """Checks every case of a data set and writes the usable ones into a store for `--data.dataset prepared`.
 
     Args:
-        dataset: layout of the download: folder (also nnU-Net raw), amos, totalsegmentator, brats, or ultrasound (sweeps
-            of any kind, listed in sweeps.csv).
+        dataset: layout of the download: folder (also nnU-Net raw), amos, totalsegmentator, brats, ultrasound (sweeps of
+            any kind, listed in sweeps.csv), or the dotted path of a reader of your own.
         root: the download, or a manifest of sweeps; nothing is written into it.
         out: folder of the store; an interrupted run is taken up again.
         modality: which image of a case, or which cases, as data.modality.
@@ -75,7 +76,9 @@ def prepare(
         raise InputError("--out: give the folder to prepare into")
     require_blosc2()
     folder = Path(out).expanduser()
-    data_set = READERS[dataset](source, modality).only(classes)
+    data_set = DATA_SETS.find(dataset)(source, modality).only(classes)
+    if data_set.store is not None:
+        raise InputError(f"{source}: is prepared already; use it as --data.dataset prepared --data.root {source}")
     origin = {
         "dataset": dataset,
         "root": str(source.resolve()),

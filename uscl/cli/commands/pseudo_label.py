@@ -139,7 +139,7 @@ def pseudo_label(
     for target in manifests:
         add_to_manifest(target, pairs, name, patient or name, folder, names)
     title = f"Pseudo-labels of {name}, engine {carrier.name}"
-    if "assumed" in (reading.spacing, reading.step):
+    if volume.distances == "assumed":
         title += ", millimetres assumed"
     save_contact_sheet(folder / "contact_sheet.png", frames, made, names, title, numbers)
     (folder / "report.html").write_text(page(frames, made, names, title, suggested, numbers), encoding="utf-8")

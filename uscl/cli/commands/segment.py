@@ -9,11 +9,11 @@ from typing import Literal
 from uscl.backbone import EMBEDDED, RANDOM_WEIGHTS
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import parse_points
-from uscl.data.sweeps import SweepReading, is_assumed, read_sweep
+from uscl.data.sweeps import SweepReading, read_sweep
 from uscl.data.volume import check_writable, write_volume
 from uscl.errors import InputError
 from uscl.evaluation.figures import DISCLAIMER, make_panel, save_panels
-from uscl.prompting import Shifts
+from uscl.prompting import Inference, Preset
 from uscl.serving import Predictor
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,8 @@ def segment(
     preprocessing: Preprocessing | None = None,
     reading: SweepReading = SweepReading(),
     device: str = "cpu",
-    shifts: Shifts = 4,
-    guided_filter: bool = True,
-    first_twice: bool | None = None,
+    inference: Inference | Preset | None = None,
+    tuning: str | None = None,
     picture: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -51,11 +50,9 @@ def segment(
         preprocessing: how the volume is prepared, where it is not the adapter's.
         reading: what the frames of a sweep do not know, and what of them is blackened.
         device: cpu, cuda, cuda:1, ...
-        shifts: positions of the token grid that the mask is averaged over: 1 (SAM-Med3D's published inference), 2, 4 or
-            8; more follow borders better and take about as many times as long.
-        guided_filter: let the mask follow the edges of the image; false is SAM-Med3D's published inference.
-        first_twice: decode the first click twice, the second time with its own mask as the mask prompt; null: with
-            mini_fine alone; false is SAM-Med3D's published inference.
+        inference: how the mask is made from the clicks: published, as SAM-Med3D does; refined; or its settings, e.g.
+            --inference.shifts 8. Null: refined for mini and mini_fine, published for others.
+        tuning: class of the adapter's tuning method where it is none of uscl's, MODULE.NAME; it is imported.
         picture: also write a PNG of the mask on its largest slice.
         overwrite: replace files that exist.
 
@@ -67,19 +64,21 @@ def segment(
         raise InputError(f"{picture}: exists already; give another name, or --overwrite to replace it")
     volume = read_sweep(image, reading)
     clicks = parse_points(points, volume, space)
-    predictor = Predictor(backbone, weights, adapter, preprocessing, device, shifts, guided_filter, first_twice)
+    predictor = Predictor(backbone, weights, adapter, preprocessing, device, inference, tuning)
+    log.info("Inference: %s", predictor.inference.in_words)
     if predictor.trunk.weights == RANDOM_WEIGHTS:
         log.warning("The trunk has RANDOM WEIGHTS (--weights null): the mask shows the plumbing, not the object")
     predictor.set_image(volume)
     prediction = predictor.segment(clicks)
     if not prediction.mask.array.any():
-        log.warning("The mask is EMPTY: add clicks%s", ", or try --guided_filter false" if guided_filter else "")
+        remedy = ", or try --inference published" if predictor.inference.guided_filter else ""
+        log.warning("The mask is EMPTY: add clicks%s", remedy)
     if prediction.cut_short:
         log.warning("The mask reaches the border of its patch; the object may go on beyond it")
     write_volume(target, prediction.mask, overwrite)
     size = f"{prediction.mask.array.sum()} voxels"
     millilitres = prediction.volume_ml
-    if millilitres is not None and not is_assumed(Path(image).expanduser(), reading):  # else they are of nothing
+    if millilitres is not None:
         size = f"{millilitres:.1f} ml, {size}"
     log.info("%s: %s. %s", target, size, DISCLAIMER)
     if picture is not None:

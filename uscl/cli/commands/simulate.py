@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def simulate(
-    kind: Literal["ultrasound", "amos", "totalsegmentator", "brats"],
+    kind: str,
     out: str,
     patients: int | None = None,
     sweeps_per_patient: int = 2,
@@ -32,11 +32,12 @@ def simulate(
     video: Literal["none", "mp4", "frames"] = "none",
     key_frames: int = 5,
     device: str = "cpu",
+    coarsen: int = 1,
 ) -> None:
     """Simulates patients and writes their scans with exact labels in a data set's own layout.
 
     Args:
-        kind: whose layout: ultrasound, amos, totalsegmentator or brats.
+        kind: whose layout: ultrasound, amos, totalsegmentator, brats, or the dotted path of a layout of your own.
         out: folder to write to; a study that is already there in part is completed.
         patients: over all splits: 20 % test, 10 % validation, at least one each; default 12 for ultrasound, 8 else.
         sweeps_per_patient: ultrasound: from alternating flanks.
@@ -51,11 +52,15 @@ def simulate(
         video: ultrasound: also write videos (mp4) or frame folders, with key-frame masks.
         key_frames: ultrasound: annotated frames per video.
         device: ultrasound: where to compute: cpu, cuda, cuda:1, ...
+        coarsen: CT and MR: voxels are so many times as long along every axis, for a study that takes seconds.
     """
+    layout = LAYOUTS.find(kind)
     settings: Any
     if kind == "ultrasound":
         if preset == "paper" and patients is not None:
             raise InputError("--preset paper sets the number of patients; leave out --patients")
+        if coarsen != 1:
+            raise InputError("--coarsen: for CT and MR alone; leave out with ultrasound")
         settings = SweepStudy(
             patients=SweepStudy().patients if patients is None else patients,
             sweeps_per_patient=sweeps_per_patient,
@@ -88,6 +93,6 @@ def simulate(
         foreign = [f"--{name}" for name, value in given.items() if value != usual[name].default]
         if foreign:
             raise InputError(f"{', '.join(foreign)}: for ultrasound alone; leave out with {kind}")
-        settings = ScanStudy(patients=ScanStudy().patients if patients is None else patients, seed=seed)
-    folder = simulate_study(LAYOUTS[kind], out, settings, workers)
+        settings = ScanStudy(ScanStudy().patients if patients is None else patients, seed, coarsen)
+    folder = simulate_study(layout, out, settings, workers)
     log.info("%s study: %s (contact_sheet.png shows it)", kind, folder)

@@ -1,29 +1,17 @@
 """Where the files of each data set lie and what their labels mean."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 from uscl.data.datasets.amos import read_amos
 from uscl.data.datasets.brats import read_brats
-from uscl.data.datasets.cases import Case, DataSet, Split, assign_splits, few_shot, write_splits
+from uscl.data.datasets.cases import Case, DataSet, Split, Splitting, assign_splits, few_shot, write_splits
 from uscl.data.datasets.folder import read_folder
 from uscl.data.datasets.totalsegmentator import read_totalsegmentator
 from uscl.data.datasets.ultrasound import read_ultrasound, write_manifest
 
-READERS: dict[str, Callable[[Path, str | None], DataSet]] = {
-    "folder": read_folder,
-    "amos": read_amos,
-    "totalsegmentator": read_totalsegmentator,
-    "brats": read_brats,
-    "ultrasound": read_ultrasound,
-}
-"""The layouts that ``data.dataset`` knows. A reader takes the folder and which modality to use."""
-
 __all__ = [
-    "READERS",
     "Case",
     "DataSet",
     "Split",
+    "Splitting",
     "assign_splits",
     "few_shot",
     "read_amos",

@@ -63,6 +63,7 @@ class DataSet:
         regions: classes made of several ids, which may overlap, as BraTS has them; without any, every label id is a
             class of its own.
         problems: cases that cannot be used as they lie there, by name, and why.
+        store: folder of the prepared cases, where ``uscl prepare`` wrote them.
     """
 
     name: str
@@ -70,6 +71,7 @@ class DataSet:
     label_names: dict[int, str]
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    store: Path | None = None
 
     def require_sound(self) -> DataSet:
         """Returns the data set if every case can be used.
@@ -111,6 +113,31 @@ class DataSet:
     def in_split(self, split: Split) -> tuple[Case, ...]:
         """The cases of one side."""
         return tuple(case for case in self.cases if case.split == split)
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """Which patients train, validate and test, where the data set leaves that open.
+
+    Attributes:
+        val_fraction: share of the open patients for validation.
+        test_fraction: share of the open patients for testing.
+        seed: decides which patients these are.
+        fold: [i, k] for cross-validation: part i of k, counted from 0, of all patients that are not for testing is the
+            validation side.
+        train_cases: train on so many labelled cases alone (few-shot); null for all.
+    """
+
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    seed: int = 0
+    fold: tuple[int, int] | None = None
+    train_cases: int | None = None
+
+    def of(self, data_set: DataSet) -> DataSet:
+        """The data set with a side for every case (see :func:`assign_splits` and :func:`few_shot`)."""
+        split = assign_splits(data_set, self.val_fraction, self.test_fraction, self.seed, self.fold)
+        return split if self.train_cases is None else few_shot(split, self.train_cases, self.seed)
 
 
 def assign_splits(
@@ -163,7 +190,7 @@ def _fold(patients: list[str], fold: tuple[int, int], seed: int) -> dict[str, Sp
     part, parts = fold
     if not 0 <= part < parts or not 2 <= parts <= len(patients):
         raise InputError(
-            f"data.fold is [{part}, {parts}]; expected [i, k] with i from 0 to k - 1 and k from 2 to the "
+            f"data.split.fold is [{part}, {parts}]; expected [i, k] with i from 0 to k - 1 and k from 2 to the "
             f"{len(patients)} patients that are not for testing"
         )
     order = sorted(patients, key=lambda patient: derive_seed("fold", seed, patient))
@@ -180,7 +207,7 @@ def few_shot(data_set: DataSet, count: int, seed: int) -> DataSet:
     """
     usable = [case for case in data_set.in_split("train") if case.label is not None]
     if not 1 <= count <= len(usable):
-        raise InputError(f"data.train_cases is {count}; the training side has {len(usable)} labelled cases")
+        raise InputError(f"data.split.train_cases is {count}; the training side has {len(usable)} labelled cases")
     kept = {case.name for case in sorted(usable, key=lambda case: derive_seed("few shot", seed, case.name))[:count]}
     cases = tuple(case for case in data_set.cases if case.split != "train" or case.name in kept)
     return replace(data_set, cases=cases)

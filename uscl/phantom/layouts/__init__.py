@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from uscl.phantom.layouts import amos, brats, totalsegmentator, ultrasound
 from uscl.phantom.study import Layout
+from uscl.registry import Registry
 
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (ultrasound.LAYOUT, amos.LAYOUT, totalsegmentator.LAYOUT, brats.LAYOUT)
-}
+LAYOUTS: Registry[Layout] = Registry(
+    "phantom layout",
+    {layout.name: layout for layout in (ultrasound.LAYOUT, amos.LAYOUT, totalsegmentator.LAYOUT, brats.LAYOUT)},
+)
 
 __all__ = ["LAYOUTS"]

@@ -69,8 +69,8 @@ def simulate(
     patient = case.patient
     seed = derive_seed("amos", settings.seed, patient.split, patient.number)
     random = np.random.default_rng(seed)
-    in_plane = float(random.uniform(1.2, 1.8))
-    spacing = (in_plane, in_plane, float(random.uniform(2.0, 5.0)))
+    in_plane = float(random.uniform(1.2, 1.8)) * settings.coarsen
+    spacing = (in_plane, in_plane, float(random.uniform(2.0, 5.0)) * settings.coarsen)
     anatomy = scanned_torso(seed, spacing)
     image: Any
     if is_mr(patient):

@@ -47,26 +47,29 @@ def simulate(
     seed = derive_seed("brats", settings.seed, patient.split, patient.number)
     random = np.random.default_rng(seed)
     whole = build_brain(seed)
-    stripped = np.where(np.isin(whole.structure, (Structure.SCALP, Structure.SKULL)), 0, whole.structure)
-    anatomy = replace(whole, structure=stripped.astype(np.uint8))
+    every = slice(None, None, settings.coarsen)
+    structure = whole.structure[every, every, every]
+    stripped = np.where(np.isin(structure, (Structure.SCALP, Structure.SKULL)), 0, structure)
+    anatomy = replace(whole, structure=stripped.astype(np.uint8), voxel=whole.voxel * settings.coarsen)
     drawn: dict[str, Any] = {"patient": whole.parameters}
     for suffix, contrast in SUFFIXES.items():
         image, drawn[suffix] = render_mr(anatomy, contrast, random)
         image = np.where(stripped > 0, image, 0).astype(np.int16)
-        _write(folder / name / f"{name}-{suffix}.nii.gz", image)
-    _write(folder / name / f"{name}-seg.nii.gz", labels_of(anatomy, LABEL_OF))
+        _write(folder / name / f"{name}-{suffix}.nii.gz", image, settings.coarsen)
+    _write(folder / name / f"{name}-seg.nii.gz", labels_of(anatomy, LABEL_OF), settings.coarsen)
     yield case, drawn
 
 
-def _write(path: Path, values: Array) -> None:
+def _write(path: Path, values: Array, coarsen: int) -> None:
     """Centres an array [x, y, z] in LPS on the BraTS grid, whose direction is that of LPS."""
-    out = np.zeros(SHAPE, values.dtype)
+    out = np.zeros([-(-n // coarsen) for n in SHAPE], values.dtype)
     spans = []
-    for n, m in zip(values.shape, SHAPE, strict=True):
+    for n, m in zip(values.shape, out.shape, strict=True):
         cut, pad = max(0, (n - m) // 2), max(0, (m - n) // 2)
         spans.append((slice(pad, pad + min(n, m)), slice(cut, cut + min(n, m))))
     out[tuple(to for to, _ in spans)] = values[tuple(source for _, source in spans)]
-    write_volume(path, Volume(out, (1.0, 1.0, 1.0), (0.0, -239.0, 0.0)), overwrite=True)
+    spacing = (float(coarsen),) * 3
+    write_volume(path, Volume(out, spacing, (0.0, -239.0, 0.0)), overwrite=True)
 
 
 def finish(folder: Path, settings: ScanStudy, cases: Sequence[StudyCase]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from uscl.data.volume import Array, Volume
+from uscl.errors import InputError
 from uscl.phantom.canvas import Anatomy
 from uscl.phantom.medium import Medium
 from uscl.phantom.structures import Structure, lookup_table
@@ -24,10 +25,17 @@ class ScanStudy:
     Attributes:
         patients: over all splits, one scan each; as many as the experiments take.
         seed: of everything.
+        coarsen: voxels are so many times as long along every axis, for studies that are made and read in seconds; 1 is
+            the data set's own size.
     """
 
     patients: int = 8
     seed: int = 0
+    coarsen: int = 1
+
+    def __post_init__(self) -> None:
+        if self.coarsen < 1:
+            raise InputError(f"study.coarsen must be at least 1, found {self.coarsen}")
 
 
 def is_mr(patient: Patient) -> bool:

@@ -54,7 +54,7 @@ CLASSES: dict[str, tuple[Structure, ...]] = {
     "spinal_cord": (),
 }
 # Empty tuples stand for classes that real cases have as empty masks too.
-SPACING = (1.5, 1.5, 1.5)
+SPACING = 1.5
 
 
 def cases(settings: ScanStudy, patient: Patient) -> list[StudyCase]:
@@ -70,17 +70,18 @@ def simulate(
     patient = case.patient
     seed = derive_seed("totalsegmentator", settings.seed, patient.split, patient.number)
     random = np.random.default_rng(seed)
-    anatomy = scanned_torso(seed, SPACING)
+    spacing = (SPACING * settings.coarsen,) * 3
+    anatomy = scanned_torso(seed, spacing)
     image: Any
     if is_mr(patient):
         image, drawn = render_mr(anatomy, CONTRASTS[int(random.integers(3))], random)
     else:
         image, drawn = render_ct(anatomy, PHASES[int(random.integers(3))], random)
     root = folder / case.name
-    write_volume(root / case.facts["file"], as_stored(image, SPACING, anatomy.origin), overwrite=True)
+    write_volume(root / case.facts["file"], as_stored(image, spacing, anatomy.origin), overwrite=True)
     for class_name, structures in CLASSES.items():
         mask = np.isin(anatomy.structure, structures).astype(np.uint8)
-        volume = as_stored(mask, SPACING, anatomy.origin)
+        volume = as_stored(mask, spacing, anatomy.origin)
         write_volume(root / "segmentations" / f"{class_name}.nii.gz", volume, overwrite=True)
     yield case, {"patient": anatomy.parameters, **drawn}
 

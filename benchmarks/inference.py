@@ -1,8 +1,8 @@
-"""What averaging over shifts of the token grid costs, the guided filter, and decoding the first click twice.
+"""What the refined inference costs, part by part: shifts of the token grid, the guided filter, the first click twice.
 
-All take turns in one run. What it gains: ``python benchmarks/mini.py --shifts 4 --guided-filter --first-twice``.
+All take turns in one run. What it gains: ``python benchmarks/mini.py --inference refined``.
 
-    python benchmarks/shifts.py [--backbone mini_fine] [--device cpu] [--rounds 5]
+    python benchmarks/inference.py [--backbone mini_fine] [--device cpu] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from uscl.backbone import load_trunk
-from uscl.prompting import Click, SamMed3DSegmenter, Shifts
+from uscl.prompting import PUBLISHED, REFINED, Click, Inference, SamMed3DSegmenter
+from uscl.prompting.inference import Shifts
 
 
 def main() -> None:
-    """Prints seconds, and how many times those of one position they are."""
+    """Prints seconds, and how many times those of the published inference they are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="mini_fine")
     parser.add_argument("--device", default="cpu")
@@ -31,9 +32,8 @@ def main() -> None:
     size = model.config.image_size
     image = torch.randn(1, 1, size, size, size, device=arguments.device)
     clicks = [Click((size // 2 + number, size // 2, size // 2)) for number in range(5)]
-    segmenters = {str(shifts): SamMed3DSegmenter(model, shifts=shifts) for shifts in get_args(Shifts)}
-    segmenters["4, guided filter"] = SamMed3DSegmenter(model, shifts=4, guided_filter=True)
-    segmenters["4, guided filter, first click twice"] = SamMed3DSegmenter(model, True, 4, True, True)
+    kinds = [*(Inference(shifts) for shifts in get_args(Shifts)), Inference(4, guided_filter=True), REFINED]
+    segmenters = {kind.in_words: SamMed3DSegmenter(model, kind) for kind in kinds}
     taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in segmenters}
     for number in range(arguments.rounds + 1):
         for name, segmenter in segmenters.items():
@@ -48,8 +48,8 @@ def main() -> None:
                 taken[name][0].append(encoded - start)
                 taken[name][1].append((clicked - encoded) / (len(clicks) - 1))
     title = f"{arguments.backbone}, {arguments.device}, {torch.get_num_threads()} threads, median of {arguments.rounds}"
-    table = Table("shifts", "patch and first click, s", "times", "further click, s", "times", title=title)
-    first = [median(times) for times in taken["1"]]
+    table = Table("inference", "patch and first click, s", "times", "further click, s", "times", title=title)
+    first = [median(times) for times in taken[PUBLISHED.in_words]]
     for name, own in taken.items():
         cells = [(median(times), median(times) / one) for times, one in zip(own, first, strict=True)]
         table.add_row(name, *(text for seconds, ratio in cells for text in (f"{seconds:.2f}", f"{ratio:.1f}")))

@@ -1,0 +1,73 @@
+"""One list per kind of what ``uscl`` can use, open to its users.
+
+A member is found by its registered name, or by the dotted path of an object in a module that Python can import: one
+that is installed, or one in the folder that ``uscl`` is run in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Generic, TypeVar
+
+from uscl.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Members of one kind by name.
+
+    Args:
+        kind: what they are, for messages, e.g. ``data set``.
+        members: those that come with the package.
+    """
+
+    def __init__(self, kind: str, members: Mapping[str, T]) -> None:
+        self.kind = kind
+        self._members = dict(members)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __getitem__(self, name: str) -> T:
+        return self._members[name]
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Names and members, in the order of registration."""
+        return iter(self._members.items())
+
+    def register(self, name: str, member: T) -> T:
+        """Adds a member and returns it.
+
+        Raises:
+            InputError: another member has this name.
+        """
+        if self._members.setdefault(name, member) is not member:
+            raise InputError(f"{name!r} is registered as a {self.kind} already; choose another name")
+        return member
+
+    def find(self, name: str) -> T:
+        """The member of a name or dotted path.
+
+        Raises:
+            InputError: nothing is registered under the name, or the path leads nowhere.
+        """
+        if name in self._members:
+            return self._members[name]
+        module, _, attribute = name.rpartition(".")
+        known = f"registered are {', '.join(self._members)}; your own is named by its path, MODULE.NAME"
+        if not module:
+            raise InputError(f"no {self.kind} is called {name!r}; {known}")
+        try:
+            member: T = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module + ".").startswith(error.name + "."):
+                raise
+            raise InputError(f"{self.kind} {name!r}: Python finds no module {error.name!r}; {known}") from error
+        except AttributeError as error:
+            raise InputError(f"{self.kind} {name!r}: {module} has no {attribute!r}; {known}") from error
+        return member
