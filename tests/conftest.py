@@ -5,11 +5,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that all take every core only wait for each other. Before torch is imported, and for programs too.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from once import once
 from parity.recipe import PARITY
 
+SCANS = ("amos", "totalsegmentator", "brats")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -58,27 +62,39 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small phantom study: three patients with two sweeps each, 12 frames of 64 x 64 pixels."""
     from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
 
-    folder = tmp_path_factory.mktemp("phantom") / "ultrasound"
     settings = SweepStudy(patients=3, sweeps_per_patient=2, frames=12, size=64)
-    return simulate_study(LAYOUTS["ultrasound"], folder, settings)
+    return once(tmp_path_factory, "ultrasound", lambda folder: simulate_study(LAYOUTS["ultrasound"], folder, settings))
 
 
-def simulate_scans(folder: Path, coarsen: int) -> dict[str, Path]:
+def simulate_scans(folder: Path, coarsen: int) -> None:
     from uscl.phantom import LAYOUTS, simulate_study
     from uscl.phantom.layouts.scans import ScanStudy
 
-    settings = ScanStudy(patients=4, coarsen=coarsen)
-    names = ("amos", "totalsegmentator", "brats")
-    return {name: simulate_study(LAYOUTS[name], folder / name, settings) for name in names}
+    for name in SCANS:
+        simulate_study(LAYOUTS[name], folder / name, ScanStudy(patients=4, coarsen=coarsen))
 
 
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Studies of four patients, the third in MR, in the layouts of AMOS, TotalSegmentator and BraTS; coarse voxels."""
-    return simulate_scans(tmp_path_factory.mktemp("scans"), 2)
+    folder = once(tmp_path_factory, "scans", partial(simulate_scans, coarsen=3))
+    return {name: folder / name for name in SCANS}
 
 
 @pytest.fixture(scope="session")
 def full_scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same at the data sets' own size, which takes a minute; for slow tests."""
-    return simulate_scans(tmp_path_factory.mktemp("full_scans"), 1)
+    folder = once(tmp_path_factory, "full_scans", partial(simulate_scans, coarsen=1))
+    return {name: folder / name for name in SCANS}
+
+
+@pytest.fixture(scope="session")
+def anatomies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One torso and one head to train on and as many to validate on, as experiments of stage 0 find them."""
+
+    def make(folder: Path) -> None:
+        from uscl.phantom.pretraining import PretrainDataModule
+
+        PretrainDataModule(str(folder), torsos=1, heads=1, seed=0, workers=0).prepare_data()
+
+    return once(tmp_path_factory, "anatomies", make)

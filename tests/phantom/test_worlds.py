@@ -24,16 +24,16 @@ def torso() -> Anatomy:
 
 
 @pytest.fixture(scope="module")
-def anatomies(tmp_path_factory):
-    return build_anatomies(tmp_path_factory.mktemp("anatomies"), 1, 1, 0, 1)
+def files(anatomies):
+    return build_anatomies(anatomies, 1, 1, 0, 1)
 
 
 def body(torso: Anatomy, *options) -> World:
     return body_world(torch.from_numpy(torso.structure), torso.voxel, *options)
 
 
-def stream(anatomies, seed: int = 0, **options) -> RenderedPatches:
-    torsos, heads = anatomies
+def stream(files, seed: int = 0, **options) -> RenderedPatches:
+    torsos, heads = files
     curriculum = options.pop("curriculum", Curriculum(patches=10))
     return RenderedPatches(tuple(torsos), tuple(heads), PREPROCESSING, 3, curriculum, seed, options.get("uses", 1))
 
@@ -108,17 +108,17 @@ def test_ct_is_among_the_contrasts(torso):
     assert 0.1 < np.mean(np.array(lowest) < -500) < 0.6
 
 
-def test_a_patch_is_the_same_whoever_asks(anatomies):
-    first, again = stream(anatomies), stream(anatomies)
+def test_a_patch_is_the_same_whoever_asks(files):
+    first, again = stream(files), stream(files)
     again[3]
     assert all(torch.equal(one, other) for one, other in zip(first[7], again[7], strict=True))
     assert not torch.equal(first[7].image, first[8].image)
-    assert not torch.equal(first[7].image, stream(anatomies, seed=1)[7].image)
+    assert not torch.equal(first[7].image, stream(files, seed=1)[7].image)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_renders_the_same_worlds(anatomies):
-    torsos, heads = anatomies
+def test_a_gpu_renders_the_same_worlds(files):
+    torsos, heads = files
     options = tuple(torsos), tuple(heads), PREPROCESSING, 3, Curriculum(patches=10), 0, 1
     for number in range(4):
         here, there = (RenderedPatches(*options, device=device)[number] for device in ("cpu", "cuda"))
@@ -129,8 +129,8 @@ def test_a_gpu_renders_the_same_worlds(anatomies):
         assert torch.corrcoef(torch.stack([here.image.flatten(), there.image.cpu().flatten()]))[0, 1] > 0.5
 
 
-def test_every_image_is_used_as_often_as_asked_and_not_in_a_row(anatomies):
-    patches = stream(anatomies, uses=3)
+def test_every_image_is_used_as_often_as_asked_and_not_in_a_row(files):
+    patches = stream(files, uses=3)
     shown = [patches.image_of(number) for number in range(3 * SHUFFLED * 2)]
     assert Counter(shown) == dict.fromkeys(range(2 * SHUFFLED), 3)
     assert set(shown[: 3 * SHUFFLED]) == set(range(SHUFFLED))
@@ -141,13 +141,13 @@ def test_every_image_is_used_as_often_as_asked_and_not_in_a_row(anatomies):
     assert same_image, "the same image, flipped or not"
 
 
-def test_a_stream_without_objects_ends(anatomies):
+def test_a_stream_without_objects_ends(files):
     with pytest.raises(InputError, match=r"no object of 100000\.0 ml or more in 100 patches"):
-        stream(anatomies, curriculum=Curriculum(1, (0.0, 0.0), (1e5, 1e5)))[0]
+        stream(files, curriculum=Curriculum(1, (0.0, 0.0), (1e5, 1e5)))[0]
 
 
-def test_what_a_patch_holds(anatomies):
-    patches = stream(anatomies, curriculum=Curriculum(1000, (0.7, 0.25), (20.0, 1.5)))
+def test_what_a_patch_holds(files):
+    patches = stream(files, curriculum=Curriculum(1000, (0.7, 0.25), (20.0, 1.5)))
     kinds = set()
     for number in range(12):
         patch = patches[number]
@@ -161,9 +161,9 @@ def test_what_a_patch_holds(anatomies):
     assert kinds == {True, False}
 
 
-def test_semantic_names_what_the_cells_hold(anatomies):
+def test_semantic_names_what_the_cells_hold(files):
     """Turned over together with image and targets."""
-    patches = stream(anatomies, curriculum=Curriculum(1, (0.0, 0.0), (1.0, 1.0)))
+    patches = stream(files, curriculum=Curriculum(1, (0.0, 0.0), (1.0, 1.0)))
     agreeing = []
     for number in range(1, 15):
         patch = patches[number]

@@ -30,9 +30,9 @@ def teacher(tmp_path):
 
 
 @pytest.fixture
-def data(tmp_path_factory) -> PretrainDataModule:
+def data(anatomies) -> PretrainDataModule:
     return PretrainDataModule(
-        str(tmp_path_factory.mktemp("anatomies")),
+        str(anatomies),
         torsos=1,
         heads=1,
         objects=1,

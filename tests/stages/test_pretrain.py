@@ -21,11 +21,6 @@ from uscl.stages import PretrainModule
 from uscl.stages.pretrain import DenseHead
 
 
-@pytest.fixture(scope="module")
-def anatomies(tmp_path_factory):
-    return tmp_path_factory.mktemp("anatomies")
-
-
 def make_data(anatomies, **options) -> PretrainDataModule:
     options = {
         "torsos": 1,

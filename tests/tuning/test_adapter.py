@@ -97,7 +97,5 @@ def test_descriptions_of_a_later_version_are_named(tmp_path, change):
         tensors[first] = torch.zeros(1, 2)
     metadata["adapter"] = "{" if change == "json" else json.dumps(described)
     save_file(tensors, path, metadata)
-    with pytest.raises(
-        InputError, match="cannot be used|lacks 1 tensors|do not fit|tuning method DoRA, which"
-    ):
+    with pytest.raises(InputError, match="cannot be used|lacks 1 tensors|do not fit|tuning method DoRA, which"):
         load_adapter(path).apply(load_trunk("tiny", None))

@@ -54,7 +54,8 @@ class CostMeter(Callback):
         self._steps += 1
         if self._steps == 1:
             self._since = self._now(trainer)
-            self._batch_size = extract_batch_size(batch)
+            # Lightning's own guess warns of names beside tensors.
+            self._batch_size = len(batch.image) if hasattr(batch, "image") else extract_batch_size(batch)
         else:
             self._timed += 1
 
