@@ -1,8 +1,12 @@
 """Experiments made small enough for tests, by settings that a user would change too."""
 
 import json
+import os
 import shlex
+import subprocess
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 from uscl.cli import main
 
@@ -20,6 +24,7 @@ SMALL_STEPS = f"""
     --data.sampling.size 32 --data.sampling.objects 2 --data.batch_size 2 --model.evaluation.val_clicks "[1, 2]"
     {SMALL_VALIDATION}
 """
+_RUN = subprocess.run
 ONE_OBJECT = '--model.evaluation.clicks "[1]" --data.classes "[liver]"'
 
 
@@ -51,3 +56,24 @@ def scored(study: Path, folder: Path, *overlays: Path) -> str:
     laid = "".join(f" --config {overlay}" for overlay in overlays)
     base = f"--config {EXPERIMENTS / 'eval_us.yaml'}"
     return line.replace(base, base + laid)
+
+
+def in_process(command: list[str], env=None, stdout=None, **options) -> SimpleNamespace:
+    """Stands in for ``subprocess.run`` of ``python -m uscl ...``: what a program would do, without its start."""
+    if command[1:3] != ["-m", "uscl"]:
+        return _RUN(command, env=env, stdout=stdout, **options)
+    before = dict(os.environ)
+    with ExitStack() as stack:
+        if stdout is not None:
+            stack.enter_context(redirect_stdout(stdout))
+            stack.enter_context(redirect_stderr(stdout))
+        try:
+            os.environ.clear()
+            os.environ.update(before if env is None else env)
+            code = main(command[3:])
+        except SystemExit as left:
+            code = left.code
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    return SimpleNamespace(returncode=code)

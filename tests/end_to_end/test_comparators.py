@@ -16,6 +16,7 @@ from uscl.cli.commands import comparators as command
 from uscl.comparators import Published
 from uscl.pseudo_label.seggpt import SegGptSettings
 from uscl.pseudo_label.seggpt_network import SegGpt
+from uscl.registry import Registry
 
 
 class Disc(SmallSam):
@@ -43,12 +44,12 @@ def here(tmp_path, monkeypatch):
         files[name] = tmp_path / "weights/a/b" / f"{name}.pth"
         torch.save(model.sam.state_dict(), files[name])
     sha = hashlib.sha256(files["good"].read_bytes()).hexdigest()
-    told = {"good": sha, "bad": None, "absent": sha}
+    hashes = {"good": sha, "bad": None, "absent": sha}
     methods = {}
     for name, kind in {"good": Disc, "bad": SmallSam, "absent": SmallSam}.items():
-        place = Published(f"hf://a/b/{name}.pth", "nowhere", None, told[name], "CC0")
+        place = Published(f"hf://a/b/{name}.pth", "nowhere", None, hashes[name], "CC0")
         methods[name] = type(name, (kind,), {"published": property(lambda self, place=place: place)})()
-    monkeypatch.setattr(command, "_METHODS", methods)
+    monkeypatch.setattr(command, "COMPARATORS", Registry("comparator", methods))
     return files
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import wandb
 import yaml
+from end_to_end.running import in_process
 
 from uscl.cli import main
 from uscl.evaluation import read_rows
@@ -21,7 +22,7 @@ def small(study, tmp_path_factory) -> Path:
     """What makes training and test small, to be laid over the experiments."""
     folder = tmp_path_factory.mktemp("small")
     data = {"root": str(study), "study": STUDY, "preprocessing": {"patch_size": 64, "spacing": [3.0, 3.0, 3.0]}}
-    test = {"data": {"init_args": {**data}}, "model": {"init_args": {"test_clicks": [1]}}}
+    test = {"data": {"init_args": {**data}}, "model": {"init_args": {"evaluation": {"clicks": [1]}}}}
     (folder / "test.yaml").write_text(yaml.safe_dump(test))
     training = {
         "trainer": {
@@ -31,15 +32,13 @@ def small(study, tmp_path_factory) -> Path:
             "limit_val_batches": 1,
             "check_val_every_n_epoch": 1,
         },
-        "model": {"init_args": {"backbone": "tiny", "weights": None, "val_clicks": [1]}},
+        "model": {"init_args": {"backbone": "tiny", "weights": None, "evaluation": {"val_clicks": [1]}}},
         "data": {
             "init_args": {
                 **data,
                 "patches_per_epoch": 4,
                 "batch_size": 2,
-                "train_patch_size": 32,
-                "objects": 2,
-                "sampling": {"minimum_foreground": 20},
+                "sampling": {"minimum_foreground": 20, "size": 32, "objects": 2},
             }
         },
     }
@@ -60,7 +59,14 @@ def own_wandb_run(monkeypatch) -> Iterator[None]:
     wandb.finish()
 
 
-@pytest.mark.usefixtures("own_wandb_run")
+@pytest.fixture(params=["in this process", pytest.param("programs", marks=pytest.mark.slow)])
+def tests_run(request, monkeypatch) -> None:
+    """How the tests after a training are run; as programs of their own it takes seconds for each to begin."""
+    if request.param == "in this process":
+        monkeypatch.setattr("uscl.cli.follow_up.subprocess.run", in_process)
+
+
+@pytest.mark.usefixtures("own_wandb_run", "tests_run")
 def test_one_command_trains_tests_and_tells_the_cost(small, tmp_path):
     run = tmp_path / "run"
     also = tmp_path / "again.yaml"  # the same data under another name
@@ -97,6 +103,7 @@ def test_one_command_trains_tests_and_tells_the_cost(small, tmp_path):
     assert drawn == {"eval_us", "again"}
     tables = [json.loads(path.read_text()) for path in logged]
     assert sorted(len(table["data"]) for table in tables) == sorted([len(everything), len(livers)])
+    wandb.finish()  # writes what it still holds
     assert next((run / "wandb").rglob("run-*.wandb")).stat().st_size > 1000
     cost = read_cost(run)
     assert cost.steps == 4
@@ -112,7 +119,7 @@ def test_one_command_trains_tests_and_tells_the_cost(small, tmp_path):
     assert cost.joules is None
 
 
-@pytest.mark.usefixtures("own_wandb_run")
+@pytest.mark.usefixtures("own_wandb_run", "tests_run")
 def test_a_cell_of_an_agent_tells_wandb_its_metric(small, tmp_path, monkeypatch):
     """In a folder of its own, whatever other agents run, and without a logger in the experiment."""
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -130,7 +137,8 @@ def test_a_cell_of_an_agent_tells_wandb_its_metric(small, tmp_path, monkeypatch)
     assert "val/dice" in (run / "metrics.csv").read_text().splitlines()[0]
 
 
-def test_a_test_that_fails_is_told_and_leaves_the_run_unfinished(small, tmp_path, capsys):
+@pytest.mark.usefixtures("tests_run")
+def test_a_test_that_fails_is_shown_and_leaves_the_run_unfinished(small, tmp_path, capsys):
     run = tmp_path / "run"
     (tmp_path / "wrong.yaml").write_text("model: {class_path: Nothing}")
     assert fit(small, "--trainer.default_root_dir", str(run), "--test_with", f"[{tmp_path / 'wrong.yaml'}]") == 2

@@ -39,8 +39,8 @@ def test_masks_lie_on_the_grid_and_move_with_the_scan(shared_data, tmp_path, nam
         "64",
         "--preprocessing.spacing",
         "[3, 3, 3]",
-        "--guided_filter",
-        "false",
+        "--inference",
+        "published",
     ]
     assert main(["segment", str(scan), "--points", f"{i},{j},{k}", "--out", str(tmp_path / "a.nii.gz"), *common]) == 0
     image, mask = sitk.ReadImage(str(scan)), sitk.ReadImage(str(tmp_path / "a.nii.gz"))

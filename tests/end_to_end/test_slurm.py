@@ -69,11 +69,12 @@ def cluster(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_LOOKS", 0.2)
     (tmp_path / "cell.py").write_text(CELL)
 
-    def command(asked, cell, folder):
+    def command(asked, cell, folder, settings):
         values = [f"--{name}={value}" for name, value in cell.items()]
         return [sys.executable, str(tmp_path / "cell.py"), *values, f"--trainer.default_root_dir={folder}"]
 
     monkeypatch.setattr("uscl.cli.commands.sweep.cell_command", command)
+    monkeypatch.setattr("uscl.cli.commands.sweep._check_settings", lambda run, command: None)
     return tmp_path
 
 

@@ -28,8 +28,9 @@ def test_fine_tuning_on_every_data_set(dataset, scans, study, tmp_path):
     root = study if dataset == "ultrasound" else scans[dataset]
     one = {"brats": "whole tumour"}.get(dataset, "liver")
     line = f"""
-        fit --config {EXPERIMENTS / "lora.yaml"} --config {EXPERIMENTS / "data" / dataset}.yaml --data.root {root} {TINY}
-        {SMALL_STEPS} --data.classes "[{one}]" --data.patches_per_epoch 2 --data.sampling.minimum_foreground 20
+        fit --config {EXPERIMENTS / "lora.yaml"} --config {EXPERIMENTS / "data" / dataset}.yaml --data.root {root}
+        {TINY} {SMALL_STEPS}
+        --data.classes "[{one}]" --data.patches_per_epoch 2 --data.sampling.minimum_foreground 20
         --trainer.max_epochs 1 --trainer.check_val_every_n_epoch 2 --trainer.default_root_dir {tmp_path}
     """
     assert uscl(line) == 0

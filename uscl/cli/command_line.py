@@ -86,20 +86,45 @@ def _run_tool(name: str, args: list[str]) -> None:
     module = name.replace("-", "_")
     function: Callable[..., None] = getattr(import_module(f"uscl.cli.commands.{module}"), module)
     text = parse(function.__doc__ or "")
-    told = {parameter.arg_name: parameter.description for parameter in text.params}
+    help_of = {parameter.arg_name: parameter.description for parameter in text.params}
     parameters = signature(function).parameters
     first, switches = next(iter(parameters)), [key for key, value in parameters.items() if value.default is False]
     parser = ArgumentParser(prog=f"uscl {name}", description=text.short_description)
     kind = get_type_hints(function)[first]
     if get_origin(kind) is list:
-        parser.add_argument(first, type=get_args(kind)[0], nargs="+", help=told[first])
+        parser.add_argument(first, type=get_args(kind)[0], nargs="+", help=help_of[first])
     else:
-        parser.add_argument(first, type=kind, help=told[first])
-    parser.add_function_arguments(function, as_positional=False, skip={first, *switches})
+        parser.add_argument(first, type=kind, help=help_of[first])
+    passed_on = {_PASSED_ON} & parameters.keys()
+    parser.add_function_arguments(function, as_positional=False, skip={first, *switches, *passed_on})
     for switch in switches:
-        parser.add_argument(f"--{switch}", action=ActionYesNo, default=False, help=told[switch])
-    options = parser.instantiate_classes(parser.parse_args(_plain_options(args)))
-    function(**options.as_dict())
+        parser.add_argument(f"--{switch}", action=ActionYesNo, default=False, help=help_of[switch])
+    own, settings = _split_settings(_plain_options(args)) if passed_on else (_plain_options(args), [])
+    options = parser.instantiate_classes(parser.parse_args(own))
+    function(**options.as_dict(), **dict.fromkeys(passed_on, settings))
+
+
+_PASSED_ON = "settings"
+"""Parameter of a tool that takes the options of the runs that it starts."""
+_OF_RUNS = re.compile(r"--(model|data|trainer|config|test_with|seed_everything)(?=[.=]|$)")
+
+
+def _split_settings(args: list[str]) -> tuple[list[str], list[str]]:
+    """The options of the tool itself, and those of the runs that it starts, each with its value."""
+    own: list[str] = []
+    settings: list[str] = []
+    lacks_value = False
+    for arg in args:
+        if _OF_RUNS.match(arg):
+            settings.append(arg)
+            lacks_value = "=" not in arg
+        elif lacks_value and not arg.startswith("--"):
+            settings[-1] += f"={arg}"
+            lacks_value = False
+        else:
+            own.append(arg)
+            lacks_value = False
+    return own, settings
 
 
 def _plain_options(args: list[str]) -> list[str]:

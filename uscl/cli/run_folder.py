@@ -85,7 +85,7 @@ def reopen_run_folder(wanted: str | os.PathLike[str], config: dict[str, Any]) ->
         raise InputError(f"--resume: {folder} holds no run to go on with; leave --resume out to begin one") from error
     if status == "finished":
         raise InputError(f"--resume: the run in {folder} has finished; its results stand there")
-    differing = sorted(_differences(began, config))
+    differing = sorted(differences(began, config))
     if differing:
         raise InputError(
             f"--resume: the run in {folder} began with another {differing[0]}; resume with the settings "
@@ -95,13 +95,18 @@ def reopen_run_folder(wanted: str | os.PathLike[str], config: dict[str, Any]) ->
     return folder
 
 
-def _differences(began: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(began: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Names of the settings in which two resolved configurations differ, but for where and how often they run."""
     if isinstance(began, dict) and isinstance(now, dict):
         for key in began.keys() | now.keys():
-            if name or key not in ("resume", "overwrite", "verbose"):
-                yield from _differences(began.get(key), now.get(key), f"{name}.{key}" if name else key)
+            inner = f"{name}.{key}" if name else key
+            if inner not in _OF_THE_CALL:
+                yield from differences(began.get(key), now.get(key), inner)
     elif began != now:
         yield name
+
+
+_OF_THE_CALL = ("resume", "overwrite", "verbose", "trainer.default_root_dir")
 
 
 def release_run_folder(abandon: bool = False) -> None:

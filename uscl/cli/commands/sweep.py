@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime
 from functools import partial
@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -26,14 +27,22 @@ from rich.table import Table
 
 from uscl.cli.commands.slurm import Slurm, run_on_slurm
 from uscl.cli.commands.sweep_file import SweepFile, cell_command, cell_name, command_mark, read_sweep_file
-from uscl.cli.run_folder import RECORD
+from uscl.cli.run_folder import RECORD, differences
 from uscl.errors import InputError
 
 log = logging.getLogger(__name__)
-FINISHED, FAILED = "finished", "failed"
+FINISHED, FAILED, MISSING = "finished", "failed", "weights not found"
 
 
-def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False, slurm: Slurm | None = None) -> None:
+def sweep(
+    file: str,
+    out: str,
+    jobs: int = 1,
+    dry_run: bool = False,
+    slurm: Slurm | None = None,
+    skip_missing_weights: bool = False,
+    settings: Sequence[str] = (),
+) -> None:
     """Runs every cell of a W&B sweep file (grid or random) and writes one table; finished cells are not run again.
 
     Args:
@@ -42,23 +51,31 @@ def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False, slurm: Slur
         jobs: cells that run at the same time.
         dry_run: only print the commands.
         slurm: run the cells as jobs of SLURM, e.g. `--slurm.minutes 240 --slurm.partition gpu`; null runs them here.
+        skip_missing_weights: a cell whose weights are not on this machine is noted as such and is no failure.
+        settings: further options of every cell: `--model...`, `--data...`, `--trainer...`, `--config FILE`,
+            `--test_with ...` and `--seed_everything N` are passed on, e.g. `--data.root FOLDER`.
 
     Raises:
         InputError: the file cannot be used, or a cell failed; all others have been run then.
     """
     asked, folder = read_sweep_file(Path(file)), Path(out).expanduser()
-    commands = {cell_name(cell): cell_command(asked.command, cell, folder / cell_name(cell)) for cell in asked.cells}
+    if swept := sorted({setting[2:].partition("=")[0] for setting in settings} & asked.cells[0].keys()):
+        raise InputError(f"--{swept[0]}: {file} sweeps over it; leave it out")
+    commands = {
+        cell_name(cell): cell_command(asked.command, cell, folder / cell_name(cell), settings) for cell in asked.cells
+    }
     if dry_run:
         for command in commands.values():
             log.info("%s", shlex.join(command))
         return
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, found {jobs}")
-    _claim(folder, asked)
+    _claim(folder, command_mark(asked, settings))
+    finished = {name for name in commands if _record(folder / name).get("status") == FINISHED}
+    for name in sorted(finished):
+        _check_settings(folder / name, commands[name])
     waiting = {
-        name: partial(run_cell, folder, name, command)
-        for name, command in commands.items()
-        if _record(folder / name).get("status") != FINISHED
+        name: partial(run_cell, folder, name, command) for name, command in commands.items() if name not in finished
     }
     running = _run_here(waiting, jobs) if slurm is None else run_on_slurm(folder, waiting, slurm, jobs)
     for _ in track(running, f"Running {len(waiting)} of {len(commands)} cells", total=len(waiting)):
@@ -66,12 +83,29 @@ def sweep(file: str, out: str, jobs: int = 1, dry_run: bool = False, slurm: Slur
     rows = [_row(folder, asked, cell) for cell in asked.cells]
     _write(folder / "sweep.csv", rows)
     Console().print(_table(Path(file).stem, rows, asked))
-    failed = [row for row in rows if row["status"] != FINISHED]
+    fine = {FINISHED, MISSING} if skip_missing_weights else {FINISHED}
+    failed = [row for row in rows if row["status"] not in fine]
     if failed:
         first = failed[0]
         raise InputError(
             f"{len(failed)} of {len(rows)} cells failed, first {first['cell']}: {first['problem']} (see "
             f"{folder / 'logs'}); run again to repeat them alone"
+        )
+
+
+def _check_settings(run: Path, command: list[str]) -> None:
+    """Refuses a finished cell that was run with other settings than it would be now.
+
+    Raises:
+        InputError: a setting differs, in whichever of its YAML files it is.
+    """
+    from uscl.cli.lightning_cli import resolve
+
+    began = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    differing = sorted(name for name in differences(began, resolve(command[3:])) if not name.endswith(".save_dir"))
+    if differing:
+        raise InputError(
+            f"{run}: finished with another {differing[0]} than the command asks for now; choose another --out"
         )
 
 
@@ -157,9 +191,9 @@ def run_cell(
     return True
 
 
-def _claim(folder: Path, asked: SweepFile) -> None:
+def _claim(folder: Path, wanted: dict[str, Any]) -> None:
     """Takes an empty folder, or one that holds cells of the same command; refuses any other."""
-    mark, told = folder / "sweep.json", command_mark(asked)
+    mark = folder / "sweep.json"
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if (held and mark.name not in held) or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder}: holds something else than a sweep; choose another --out")
@@ -170,16 +204,13 @@ def _claim(folder: Path, asked: SweepFile) -> None:
         stream.seek(0)
         text = stream.read()
         if not text:
-            stream.write(json.dumps(told, indent=2) + "\n")
+            stream.write(json.dumps(wanted, indent=2) + "\n")
     try:
-        found = json.loads(text) if text else told
+        found = json.loads(text) if text else wanted
     except ValueError:
         found = None
-    if found != told:
-        raise InputError(
-            f"{folder}: holds the cells of another command, or of other contents of its YAML files; "
-            "choose another --out"
-        )
+    if found != wanted:
+        raise InputError(f"{folder}: holds the cells of another command; choose another --out")
     (folder / "logs").mkdir(exist_ok=True)
 
 
@@ -193,11 +224,13 @@ def _record(run: Path) -> dict[str, Any]:
 def _row(folder: Path, asked: SweepFile, cell: dict[str, Any]) -> dict[str, Any]:
     name = cell_name(cell)
     record = _record(folder / name)
-    status = FINISHED if record.get("status") == FINISHED else FAILED
+    ended = str(record.get("status"))
+    status = FINISHED if ended == FINISHED else MISSING if ended.startswith(MISSING) else FAILED
     row = {"cell": name, **cell, "status": status, "seconds": _seconds(record)}
     if asked.metric:
         row[asked.metric] = _last_value(folder / name / "metrics.csv", asked.metric)
-    row["problem"] = "" if status == FINISHED else _reason(folder / "logs" / f"{name}.log")
+    reason = {FINISHED: "", MISSING: ended}
+    row["problem"] = reason[status] if status in reason else _reason(folder / "logs" / f"{name}.log")
     return row
 
 

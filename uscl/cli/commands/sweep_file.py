@@ -10,6 +10,7 @@ import os
 import random
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,10 @@ def cell_name(cell: dict[str, Any]) -> str:
     return f"{clean}_{digest}"
 
 
-def cell_command(command: tuple[str, ...], cell: dict[str, Any], folder: Path) -> list[str]:
-    """The command of a cell with its macros filled in, and the folder it is to write to.
+def cell_command(
+    command: tuple[str, ...], cell: dict[str, Any], folder: Path, settings: Sequence[str] = ()
+) -> list[str]:
+    """The command of a cell with its macros filled in, further settings, and the folder it is to write to.
 
     ``${args}`` becomes ``--name=value`` for every parameter, as W&B's agent has it; but null and what lists and
     mappings hold are written so that the parser reads them again as what they are.
@@ -202,7 +205,7 @@ def cell_command(command: tuple[str, ...], cell: dict[str, Any], folder: Path) -
         filled = filled[1:]
     if filled[:1] != ["uscl"]:
         raise InputError(f"sweep: the command runs {filled[0] if filled else 'nothing'!r}; expected uscl")
-    return [sys.executable, "-m", *filled, f"--trainer.default_root_dir={folder}", "--overwrite"]
+    return [sys.executable, "-m", *filled, *settings, f"--trainer.default_root_dir={folder}", "--overwrite"]
 
 
 def _argument(value: Any) -> str:
@@ -210,8 +213,6 @@ def _argument(value: Any) -> str:
     return json.dumps(value, default=str) if value is None or isinstance(value, list | dict) else str(value)
 
 
-def command_mark(asked: SweepFile) -> dict[str, Any]:
-    """What the cells of a folder have in common: command, names of parameters, contents of the YAML files it names."""
-    files = sorted({name for part in asked.command for name in re.findall(r"[^\s=\[\],'\"]+\.ya?ml", part)})
-    hashes = {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if Path(file).is_file()}
-    return {"command": list(asked.command), "parameters": sorted(asked.cells[0]), "files": hashes}
+def command_mark(asked: SweepFile, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """What the cells of a folder have in common: the command, the names of its parameters, further settings."""
+    return {"command": list(asked.command), "parameters": sorted(asked.cells[0]), "settings": list(settings)}
