@@ -50,6 +50,7 @@ def folder(study, tmp_path_factory) -> Path:
 @pytest.fixture
 def here(folder, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr("uscl.cli.follow_up.subprocess.run", in_process)
     return folder
 
@@ -97,7 +98,7 @@ def test_an_adapter_is_loaded_again_where_its_class_is_named_and_nowhere_else(tr
     line = f"test --config experiments/eval_us.yaml {TEST} --model.adapter {file} --trainer.default_root_dir runs/x"
     assert uscl(line) == 2
     assert "--model.tuning own_dora.DoRA" in capsys.readouterr().err
-    image = next(Path("clinic").glob("*/*_sweep00.nii.gz"))
+    image = next(path for path in Path("clinic").glob("*/*.nii.gz") if "_mask" not in path.name)
     line = f"segment {image} --points 32,32,6 --out masks/m.nii.gz --adapter {file} --weights null --overwrite"
     assert uscl(line) == 2
     assert uscl(f"{line} --tuning own_dora.DoRA") == 0

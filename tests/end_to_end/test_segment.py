@@ -1,4 +1,4 @@
-"""`uscl segment` as a user meets it: masks on the image's grid, clear errors, nothing written when something is wrong."""
+"""`uscl segment`: every backbone, file and way to click, in one process; errors end with 2 and one line."""
 
 from itertools import combinations
 from pathlib import Path

@@ -19,12 +19,9 @@ class GrowFromClicks:
     def segment(self, clicks):
         mask = np.zeros(self.values.shape, bool)
         for click in clicks:
-            distance = np.sqrt(
-                sum(
-                    ((np.arange(n) - i) * s).reshape([-1 if a == axis else 1 for a in range(3)]) ** 2
-                    for axis, (n, i, s) in enumerate(zip(mask.shape, click.index, self.spacing, strict=True))
-                )
-            )
+            elsewhere = np.ones(mask.shape, bool)
+            elsewhere[click.index] = False
+            distance = ndimage.distance_transform_edt(elsewhere, sampling=self.spacing)
             alike = (abs(self.values - self.values[click.index]) <= self.band) & (distance <= self.reach_mm)
             parts = ndimage.label(alike)[0]
             mask[parts == parts[click.index]] = click.foreground
