@@ -280,6 +280,7 @@ def main() -> None:
         release_run_folder(abandon=True)
         parser.error(str(error))
     end_record(arguments.out, "finished")
+    release_run_folder()
     print(f"Rows: {arguments.out / 'rows.csv'}")
 
 

@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
-from uscl import cli
+from uscl.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "data/README.md")
@@ -31,21 +33,21 @@ def test_command_parses(command, monkeypatch, capsys):
     args = shlex.split(command)[1:]
     if args[0] in ("fit", "test", "predict", "validate"):
         with pytest.raises(SystemExit) as left:
-            cli.main([*args, "--print_config"])
+            command_line.main([*args, "--print_config"])
         assert left.value.code == 0
         return
     called = {}
     name = args[0].replace("-", "_")
-    module = cli.import_module(f"uscl.cli.commands.{name}")
+    module = import_module(f"uscl.cli.commands.{name}")
     original = getattr(module, name)
 
     def stand_in(**options):
         called.update(options)
 
     stand_in.__doc__, stand_in.__annotations__ = original.__doc__, get_type_hints(original)
-    stand_in.__signature__ = cli.signature(original)
+    stand_in.__signature__ = signature(original)
     monkeypatch.setattr(module, name, stand_in)
-    assert cli.main(args) == 0
+    assert command_line.main(args) == 0
     assert called
 
 
