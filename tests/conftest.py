@@ -1,6 +1,8 @@
 import os
 from pathlib import Path
 
+# No test may reach for a network or an account. Read when the libraries are imported.
+os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that all take every core only wait for each other. Before torch is imported, and for programs too.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,13 +17,6 @@ from parity.recipe import PARITY
 
 SCANS = ("amos", "totalsegmentator", "brats")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _offline() -> None:
-    """No test may reach for a network or an account."""
-    os.environ["WANDB_MODE"] = "offline"
-    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +81,12 @@ def full_scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same at the data sets' own size, which takes a minute; for slow tests."""
     folder = once(tmp_path_factory, "full_scans", partial(simulate_scans, coarsen=1))
     return {name: folder / name for name in SCANS}
+
+
+@pytest.fixture(params=[3, pytest.param(1, marks=pytest.mark.slow)])
+def sized_scans(request: pytest.FixtureRequest) -> tuple[dict[str, Path], int]:
+    """The studies and how many times coarser than the data sets' own their voxels are."""
+    return request.getfixturevalue("scans" if request.param == 3 else "full_scans"), request.param
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,7 @@ def test_five_inference_clicks(tiny, encoder_arrays, load_parity, rule):
     assert (mask == (logits > 0).numpy()).all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_full_size_model(load_parity):
     arrays = load_parity("sam_med3d/full_vit_b_ori_recipe.npz")

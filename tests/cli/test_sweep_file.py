@@ -14,7 +14,7 @@ from uscl.errors import InputError
 
 FILES = [
     file
-    for folder in ("sweeps", "ablation", "tables")
+    for folder in ("sweeps", "ablation", "tables", "reproduce")
     for file in sorted((EXPERIMENTS / folder).glob("*.yaml"))
     if "parameters:" in file.read_text()
 ]
@@ -69,6 +69,14 @@ def test_values_reach_the_parser_as_what_they_are(tmp_path, capsys):
     assert options["clicks"]["init_args"]["learned"] == 1
     assert options["tuning"]["init_args"]["projections"] == ["q", "out"]
     assert options["tuning"]["init_args"]["dropout"] == 1e-5
+
+
+def test_cells_over_configs_are_called_after_the_files(tmp_path):
+    assert cell_name({"config": "experiments/eval_amos.yaml", "model": "A"}) == "config-eval_amos_model-A"
+    content = {"method": "grid", "parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=r"s\.yaml: two cells would be called config-x; give the files names"):
+        read_sweep_file(tmp_path / "s.yaml")
 
 
 def test_variables_of_the_environment_are_filled_in(monkeypatch, tmp_path):

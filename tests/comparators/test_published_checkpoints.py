@@ -92,6 +92,7 @@ def test_sam(small, state, tmp_path, form):
     close(model.encode(small["sam.img"]), small["sam.emb_adapters_off"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [MobileSam, TinySam])
 def test_mobile_sam_at_full_size(load_parity, tmp_path, method):
     arrays = load_parity("comparators/mobilesam_seeded.npz")

@@ -68,6 +68,7 @@ def test_the_published_crop_spoils_a_perfect_decoder():
     assert dice(roll(Oracle(256), mask, Slicing(crop_like_published=True))[0].logits > 0, mask) < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["brain1", "liver"])
 def test_a_perfect_decoder_on_real_labels(shared_data, name):

@@ -200,6 +200,7 @@ REAL_MAPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(("pattern", "label_map"), REAL_MAPS)
 def test_every_real_label_map_gives_a_sweep_of_an_organ_and_a_kidney(shared_data, pattern, label_map):

@@ -126,6 +126,7 @@ def test_weights_that_are_not_there_are_named_and_not_fetched(monkeypatch, tmp_p
     assert load_seggpt(None, SMALL)[1].source.endswith("model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_defaults_are_the_published_size():
     """370,723,203 values in 354 tensors: with its header that is the published file to the byte."""
     from uscl.pseudo_label.seggpt_network import _build

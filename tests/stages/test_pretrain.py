@@ -109,6 +109,7 @@ def test_weights_file_holds_the_average_and_loads(anatomies, make_trainer, tmp_p
     assert torch.equal(again.net.state_dict()[name], trunk.model.state_dict()[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [None, MuonAdamW])
 def test_resumed_equals_uninterrupted(anatomies, make_trainer, tmp_path, optimizer):
     whole = make_module(optimizer=optimizer)

@@ -40,6 +40,7 @@ def test_lora_b_moves_after_a_fit_with_the_sanity_check_on(stage, make_data, mak
     assert not frozen & moved, "the trunk must not move"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", FAMILIES)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_cut_short_and_resumed_equals_an_uninterrupted_one(stage, accumulate, make_data, make_trainer, tmp_path):
@@ -87,6 +88,7 @@ def test_teacher_follows_once_per_optimiser_step_before_its_pass(make_data, make
     assert events == ["pass", "pass", "update", "pass", "pass", "update", "pass", "pass"]
 
 
+@pytest.mark.slow
 def test_vcl_learns_where_crops_come_from(make_data, make_trainer):
     """Region accuracy clearly beats chance (1 / 4) after a short fit, on sweeps trained on and on others."""
     module = make_vcl(

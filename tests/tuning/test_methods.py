@@ -189,6 +189,7 @@ class _Loss(torch.nn.Module):
         return loss_of(self.model, patch)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Each has patches of its own; together they have the gradients of one process with all of them."""
     spawn(one_of_two, (str(tmp_path),), nprocs=2)

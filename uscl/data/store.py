@@ -180,6 +180,9 @@ def write_case(
     voxels = [s.voxels for s in summary.values()]
     np.save(partial / "voxels.npy", np.concatenate(voxels) if voxels else np.zeros((0, 3), np.int32))
     (partial / "case.json").write_text(json.dumps(note), encoding="utf-8")
+    if is_written(folder, preprocessing, name, sources):  # by another process, whose readers have begun
+        shutil.rmtree(partial)
+        return
     if target.exists():  # made from files that have changed since
         target.rename(outdated := target.with_name(f".{name}.{os.getpid()}.old"))
         shutil.rmtree(outdated)

@@ -77,6 +77,9 @@ def read_sweep_file(path: Path) -> SweepFile:
     else:
         raise InputError(f"{path}: method is {content.get('method')!r}; without a server there are grid and random")
     unique = {json.dumps(cell, default=str): cell for cell in cells}
+    names = [cell_name(cell) for cell in unique.values()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{path}: two cells would be called {twice[0]}; give the files names of their own")
     return SweepFile(
         tuple(str(part) for part in command), tuple(unique.values()), metric.get("name"), goal == "maximize"
     )
@@ -167,14 +170,20 @@ def _draw(path: Path, name: str, told: dict[str, Any], source: random.Random) ->
 def cell_name(cell: dict[str, Any]) -> str:
     """Folder of a cell: its values, with a hash where they make no name by themselves.
 
-    ``{rank: 8, seed_everything: 0}`` is ``rank-8_seed_everything-0``, which other experiments can name.
+    ``{rank: 8, seed_everything: 0}`` is ``rank-8_seed_everything-0``, which other experiments can name, and
+    ``{config: experiments/eval_amos.yaml}`` is ``config-eval_amos``.
     """
-    short = "_".join(f"{name.rsplit('.', 1)[-1]}-{value}" for name, value in cell.items())
+    short = "_".join(f"{name.rsplit('.', 1)[-1]}-{_short(value)}" for name, value in cell.items())
     clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in short)[:60]
     if clean == short:
         return clean
     digest = hashlib.sha256(json.dumps(cell, sort_keys=True, default=str).encode()).hexdigest()[:6]
     return f"{clean}_{digest}"
+
+
+def _short(value: Any) -> Any:
+    """The name of a YAML file without its folders; any other value as it is."""
+    return Path(value).stem if isinstance(value, str) and value.endswith(".yaml") else value
 
 
 def cell_command(
