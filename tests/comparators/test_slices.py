@@ -53,6 +53,7 @@ def roll(oracle, mask, slicing, count=1):
     return list(evaluation_rollout(segmenter, mask[None, None].float(), mask, count, draw, slice_axis=slicing.axis))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_perfect_decoder_scores_perfectly_at_1024_pixels(axis):
     mask = ellipsoid()

@@ -120,6 +120,7 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
     assert "has finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_test_killed_while_it_draws_is_resumed(runs, study, tmp_path, monkeypatch, capsys):
     """After everything was scored, before anything was written."""
     line = f"{scored(study, tmp_path)} {adapter(runs)}"

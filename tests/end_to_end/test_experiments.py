@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import yaml
@@ -47,7 +48,7 @@ def test_every_experiment_is_run_here():
     known = {*VERBS, *SCANS, *(file.stem for file in PRETRAIN), DISTILL.stem}
     assert {file.stem for file in TOP} == known, "a new experiment needs its run in this file"
     folders = {path.name for path in EXPERIMENTS.iterdir() if path.is_dir()}
-    assert folders == {*OVERLAYS, "ablation", "paper", "sweeps", "tables"}
+    assert folders == {*OVERLAYS, "ablation", "paper", "reproduce", "sweeps", "tables"}
 
 
 @pytest.mark.parametrize("file", TOP, ids=lambda file: file.stem)
@@ -59,13 +60,18 @@ def verb(file) -> str:
     return {"predict_us": "predict"}.get(file.stem, "test" if file.stem.startswith("eval") else "fit")
 
 
+@cache
+def resolved(file):
+    return resolve([verb(file), "--config", str(file)])
+
+
 @pytest.mark.parametrize(
     ("folder", "overlay"),
     [(folder, overlay.stem) for folder in OVERLAYS for overlay in sorted((EXPERIMENTS / folder).glob("*.yaml"))],
 )
 def test_overlays_change_what_they_say_and_nothing_else(folder, overlay):
     base, file = OVERLAYS[folder], EXPERIMENTS / folder / f"{overlay}.yaml"
-    before = resolve([verb(base), "--config", str(base)])
+    before = resolved(base)
     after = resolve([verb(base), "--config", str(base), "--config", str(file)])
 
     def laid(found, wanted, where=""):

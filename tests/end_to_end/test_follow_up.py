@@ -119,6 +119,7 @@ def test_one_command_trains_tests_and_tells_the_cost(small, tmp_path):
     assert cost.joules is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_wandb_run", "tests_run")
 def test_a_cell_of_an_agent_tells_wandb_its_metric(small, tmp_path, monkeypatch):
     """In a folder of its own, whatever other agents run, and without a logger in the experiment."""

@@ -27,7 +27,7 @@ def commands() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", sorted(set(commands())))
 def test_command_parses(command, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     args = shlex.split(command)[1:]

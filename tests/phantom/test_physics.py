@@ -217,6 +217,7 @@ MUTATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mutate"), MUTATIONS)
 def test_property_fails_when_its_physics_is_broken(name, mutate, monkeypatch):
     mutate(monkeypatch)

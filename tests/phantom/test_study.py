@@ -137,7 +137,7 @@ def test_videos_and_key_frames(tmp_path, video):
 
     av = pytest.importorskip("av", reason="the extra `video` is not installed") if video == "mp4" else None
     settings = SweepStudy(3, 1, frames=8, size=64, video=video, key_frames=3)
-    folder = simulate("ultrasound", tmp_path / "study", settings)
+    simulate_patient(LAYOUTS["ultrasound"], folder := tmp_path / "study", settings, all_patients(3)[0])
     name = "train000_sweep00"
     image, label = (read_image(folder / f"{kind}Tr/{name}.nii.gz").array for kind in ("images", "labels"))
     keys = sorted((folder / "key_frames" / name).iterdir())

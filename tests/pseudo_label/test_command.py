@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -58,6 +59,13 @@ def labelled(study, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("made") / "out"
     assert run(study, out, "--patient", "anna", "--check.threshold", "0.3") == 0
     return out
+
+
+@pytest.fixture(autouse=True)
+def _plain_sheets(monkeypatch) -> None:
+    """The contact sheet of ``labelled`` is drawn before; of later runs it would take most of the time."""
+    command = import_module("uscl.cli.commands.pseudo_label")
+    monkeypatch.setattr(command, "save_contact_sheet", lambda file, *_: Image.new("L", (4, 4)).save(file))
 
 
 def test_what_a_run_leaves(study, labelled):

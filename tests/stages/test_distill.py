@@ -76,6 +76,7 @@ def test_a_teachers_file_is_not_taken_for_a_students(teacher):
         load_checkpoint(build_sam_med3d(fast(depth=5)), teacher["teacher_weights"]).require_complete()
 
 
+@pytest.mark.slow
 def test_a_student_learns_its_teachers_embeddings(teacher, data, make_trainer, tmp_path):
     torch.manual_seed(0)
     module = DistillModule(fast(), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3), **teacher)

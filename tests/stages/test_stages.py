@@ -219,6 +219,7 @@ def test_training_can_go_on_from_an_adapter(make_data, make_trainer, tmp_path):
     assert all(not torch.equal(started[name], ended[name]) for name in started)
 
 
+@pytest.mark.slow
 def test_overfitting_one_patch_lowers_the_loss(make_data, make_trainer):
     """With everything trainable the loss on one patch has to fall; with a broken loop or loss it would not."""
     module = make_seg()

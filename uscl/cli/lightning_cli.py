@@ -125,7 +125,18 @@ class RunRecord(SaveConfigCallback):
 
 
 class UsclCLI(LightningCLI):
-    """LightningCLI that gives every run a folder of its own: ``trainer.default_root_dir``."""
+    """LightningCLI that gives every run a folder of its own: ``trainer.default_root_dir``.
+
+    Args:
+        args: the command line, beginning with the verb.
+        options: of LightningCLI.
+    """
+
+    def __init__(self, args: list[str], **options: Any) -> None:
+        # The parser of each verb takes a while to build, and one is asked for.
+        verb, verbs = args[0], LightningCLI.subcommands()
+        self.subcommands = lambda: {verb: verbs[verb]}  # type: ignore[method-assign]
+        super().__init__(args=args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds ``--overwrite``, ``--resume`` and ``--test_with``."""

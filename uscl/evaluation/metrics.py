@@ -18,7 +18,6 @@ from math import inf, nan
 
 import numpy as np
 import torch
-from monai.metrics.utils import create_table_neighbour_code_to_surface_area
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -55,6 +54,9 @@ class Reference:
     """
 
     def __init__(self, mask: Mask, spacing: tuple[float, float, float]) -> None:
+        # Takes seconds to import, and segmenting does not need it.
+        from monai.metrics.utils import create_table_neighbour_code_to_surface_area
+
         self.mask = mask
         self.spacing = spacing
         self._areas = create_table_neighbour_code_to_surface_area(spacing)[0].numpy().astype(np.float64)
