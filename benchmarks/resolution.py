@@ -1,7 +1,7 @@
 """Where a backbone loses what lies within a token: in the encoder, or in the decoder's upscaling?
 
 Linear probes, fitted on some held-out phantom patches and tested on others, read the mean intensity of every cell of a
-low-resolution mask from the image embedding and from the decoder's upscaled features. R^2 is told for all cells and,
+low-resolution mask from the image embedding and from the decoder's upscaled features. R^2 is given for all cells and,
 with the mean of every token taken away from both sides, within tokens. Below that: how much mask logits after one click
 vary within tokens and altogether. A model whose masks are made of whole tokens shows it here.
 
@@ -74,7 +74,7 @@ def look_at(model: SamMed3D, patch: dict[str, Tensor]) -> tuple[Tensor, ...]:
     image, target = patch.image[None], patch.target[0]
     features: list[Tensor] = []
     upscaling = model.mask_decoder.output_upscaling
-    hook = upscaling.register_forward_hook(lambda *told: features.append(told[2]))
+    hook = upscaling.register_forward_hook(lambda *given: features.append(given[2]))
     embedding = model.encode_image(image)
     voxels = target.nonzero()
     x, y, z = voxels[len(voxels) // 2].tolist()

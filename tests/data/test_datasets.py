@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path):
         ([("case", "patient"), ("zzz", "p")], "no image for case zzz"),
         ([("case",), ("a",)], "line 2: expected the columns case, patient"),
         ([("case", "patient", "split"), ("a", "p", "training")], "split is 'training', expected train, val, test"),
-        ([("case", "patient"), ("a", "p"), ("a", "q")], "line 3: case a stands there twice"),
+        ([("case", "patient"), ("a", "p"), ("a", "q")], "line 3: case a is listed twice"),
     ],
 )
 def test_what_is_wrong_with_patients_csv_is_told(tmp_path, rows, message):

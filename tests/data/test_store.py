@@ -244,7 +244,7 @@ def test_a_missing_modality_and_a_doubled_patient(tmp_path, capsys):
     assert len(read_prepared(tmp_path / "s").cases) == 2
     (root / "patients.csv").write_text("case,patient\ncase0,a\ncase0,b\n")
     assert prepare(root, tmp_path / "s2") == 2
-    assert "case case0 stands there twice" in capsys.readouterr().err
+    assert "case case0 is listed twice" in capsys.readouterr().err
 
 
 def test_empty_folders_and_outputs_that_cannot_be_used(tmp_path, capsys, monkeypatch):

@@ -186,8 +186,8 @@ def fetch(reference: str, download: bool = True) -> Path:
     try:
         return Path(hf_hub_download(repo_id=f"{owner}/{repo}", filename=file))
     except Exception as error:  # the hub client raises a family of its own and of its HTTP library
-        told = f"{reference}: the download failed ({type(error).__name__}); {by_hand}"
-        raise WeightsNotFoundError(reference, told) from error
+        reason = f"{reference}: the download failed ({type(error).__name__}); {by_hand}"
+        raise WeightsNotFoundError(reference, reason) from error
 
 
 def file_sha256(path: Path) -> str:

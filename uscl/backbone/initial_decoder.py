@@ -71,7 +71,7 @@ class Channels:
         place: channels that carry the codes of places and nothing else.
         waves: rows that read the waves of place [6, E].
         ones: channels in which the code of every place is 1.
-        own: pair that tells the decoder's own tokens.
+        own: pair that marks the decoder's own tokens.
         constant: pairs that hold the length of every token.
         code: pairs of the code of the intensity.
         label: pair of clicks, plus on the object, minus beside it.
@@ -165,7 +165,7 @@ def start_decoder(model: SamMed3D, channels: Channels, periods: Sequence[float],
 
 
 def _start_tokens(model: SamMed3D, channels: Channels) -> None:
-    """Clicks are told by their label, the decoder's own tokens by a direction of theirs."""
+    """Clicks are marked by their label, the decoder's own tokens by a direction of theirs."""
     click = torch.zeros(model.config.prompt_dim)
     click[_flat(channels.constant)] = CONSTANT * alternating(4)
     click[channels.ones] = -1  # takes off what the code of every place adds

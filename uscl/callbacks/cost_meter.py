@@ -124,7 +124,7 @@ def _peak_host_bytes() -> int | None:
 
 
 def _energy_meter(device: torch.device) -> Callable[[], float | None]:
-    """Reads the joules a device has used since its driver was loaded, where NVML (package ``nvidia-ml-py``) tells."""
+    """Reads the joules a device used since its driver was loaded, if NVML (package ``nvidia-ml-py``) reports them."""
     if device.type != "cuda":
         return lambda: None
     try:
@@ -134,6 +134,6 @@ def _energy_meter(device: torch.device) -> Callable[[], float | None]:
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # not installed, no driver, or a device that does not tell
+    except Exception:  # not installed, no driver, or a device that does not report it
         return lambda: None
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000

@@ -107,6 +107,6 @@ def run_tests(
         ]
         if subprocess.run(command, env=environment, check=False).returncode:
             end_record(run, f"failed: the test with {file}")
-            raise InputError(f"--test_with: the test with {file} failed; its reason stands above")
+            raise InputError(f"--test_with: the test with {file} failed; its reason is above")
         log_test(loggers, f"test/{name}", run / "tests" / name)
     end_record(run, "finished")

@@ -1,4 +1,4 @@
-"""The folder a run writes to: always its own, never one that holds something already unless told to."""
+"""The folder a run writes to: always its own, never one that holds something already unless --overwrite says so."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def reopen_run_folder(wanted: str | os.PathLike[str], config: dict[str, Any]) ->
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"--resume: {folder} holds no run to go on with; leave --resume out to begin one") from error
     if status == "finished":
-        raise InputError(f"--resume: the run in {folder} has finished; its results stand there")
+        raise InputError(f"--resume: the run in {folder} has finished; its results are there")
     differing = sorted(differences(began, config))
     if differing:
         raise InputError(

@@ -12,8 +12,8 @@ class Published:
     Attributes:
         reference: ``hf://owner/repo/file`` it can be had from; the file may be put in place by hand.
         source: who published it, and where.
-        size: bytes; None where nobody has told.
-        sha256: of the file; None where nobody has told.
+        size: bytes; None where it is not published.
+        sha256: of the file; None where it is not published.
         licence: of the weights, as their publisher states it.
     """
 

@@ -158,7 +158,7 @@ def read_case(case: Case, data_set: DataSet) -> tuple[Volume, Volume | None]:
 def _merge_masks(folder: Path, data_set: DataSet, image: Volume) -> Volume:
     """One label map from a folder with a mask per class; opens the masks of the data set's classes alone.
 
-    Where masks overlap the lower id stays, and the number of voxels is told.
+    Where masks overlap the lower id stays, and the number of voxels is reported.
     """
     wanted = {label_id for ids in data_set.classes.values() for label_id in ids}
     merged = np.zeros(image.shape, np.int32)

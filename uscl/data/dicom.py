@@ -241,8 +241,8 @@ def _volume(folder: Path, headers: Sequence[Header], positions: NDArray[np.float
     order = np.argsort(positions).tolist()
     gaps = np.diff(positions[order])
     if len(headers) < 2 or gaps.min() <= 0 or gaps.max() > 1.05 * gaps.min() + 1e-3:
-        told = "a single slice" if len(headers) < 2 else f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart"
-        raise InputError(f"{folder}: {told}; slices are missing or there twice, export the series again")
+        found = "a single slice" if len(headers) < 2 else f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart"
+        raise InputError(f"{folder}: {found}; slices are missing or there twice, export the series again")
     places = np.array([headers[i].place for i in order], float)
     turn = headers[order[0]].turn
     assert turn is not None

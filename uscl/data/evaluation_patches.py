@@ -21,7 +21,7 @@ from uscl.errors import InputError
 from uscl.seeds import seeded_draw
 
 Region = Literal["label", "first_click"]
-"""How a test places the patch: around the box of the label, as the published evaluations do, who thereby tell the model
+"""How a test places the patch: around the box of the label, as the published evaluations do, who thereby show the model
 where to look; or around the first click alone, which is all that a user gives."""
 
 

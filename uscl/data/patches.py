@@ -220,7 +220,7 @@ class Preprocessing:
         Args:
             patch: [S, S, S], from :meth:`cut`.
             corner: where it began.
-            shape: of the prepared grid, to tell volume from padding.
+            shape: of the prepared grid, to distinguish volume from padding.
         """
         if self.normalisation == "z_score_positive" and (patch > 0).any():
             sample = patch[patch > 0].astype(np.float32, copy=False)

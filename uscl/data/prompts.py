@@ -65,9 +65,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         key = (image, row.get("object") or "")
         found.setdefault(key, []).append((index, foreground))
         if key not in readings:
-            told = ((row.get(column) or "").strip() for column in ("spacing", "step", "mask"))
+            texts = ((row.get(column) or "").strip() for column in ("spacing", "step", "mask"))
             try:
-                readings[key] = parse_reading(*told)
+                readings[key] = parse_reading(*texts)
             except InputError as error:
                 raise InputError(f"{table}, line {number}: {error}") from error
     if not found:
@@ -79,15 +79,15 @@ def mask_names(prompts: Sequence[Prompt]) -> list[str]:
     """A file name, without ending, for the mask of every prompt; no two are the same.
 
     It is IMAGE__OBJECT, or IMAGE for an object without a name. Images of the same name get so many of their folders in
-    front as tell them apart.
+    front as distinguish them.
     """
     alike: dict[str, set[Path]] = defaultdict(set)
     for prompt in prompts:
         alike[stem(prompt.image)].add(prompt.image.absolute())
-    told = {image: name for images in alike.values() for image, name in _apart(sorted(images)).items()}
+    shortest = {image: name for images in alike.values() for image, name in _apart(sorted(images)).items()}
     names: list[str] = []
     for prompt in prompts:
-        name = told[prompt.image.absolute()]
+        name = shortest[prompt.image.absolute()]
         if prompt.object_name:
             name += "__" + _NO_FILE_NAME.sub("_", prompt.object_name)
         while name in names:  # objects that differ in what no file name can hold
@@ -100,7 +100,7 @@ _NO_FILE_NAME = re.compile(r'[\s/\\:*?"<>|]')
 
 
 def _apart(images: Sequence[Path]) -> dict[Path, str]:
-    """Names of images that share theirs: folders in front, and endings where these do not tell them apart."""
+    """Names of images that share theirs: folders in front, and endings where these do not distinguish them."""
     folders = range(max(len(image.parts) for image in images))
     for ending in (False, True):
         for count in folders:

@@ -106,14 +106,14 @@ def summarise(label: Array) -> dict[int, LabelSummary]:
 
 
 def vanished_ids(label: Array, prepared: Array) -> tuple[int, ...]:
-    """Ids of a label map of which resampling left no voxel; nobody clicks on them any more, so that it must be told."""
+    """Ids of a label map of which resampling left no voxel; nobody clicks on them any more, which is reported."""
     return tuple(sorted({*np.unique(label).tolist()} - {*np.unique(prepared).tolist()} - {0}))
 
 
 def key_of(preprocessing: Preprocessing) -> str:
     """Name of the folder for a preprocessing; patch size and normalisation act later and do not count."""
-    told = json.dumps({"version": VERSION, "spacing": preprocessing.spacing, "clamp": preprocessing.clamp})
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    settings = json.dumps({"version": VERSION, "spacing": preprocessing.spacing, "clamp": preprocessing.clamp})
+    return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 
 def write_case(

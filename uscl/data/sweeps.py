@@ -38,7 +38,7 @@ VOLUMES = (*WRITABLE, ".mhd")
 ASSUMED_MM = 150.0
 """What the longer edge of a frame, and a whole sweep, are assumed to measure."""
 _FRAMES_TO_JUDGE = 8
-"""Frames without which nobody can tell what changes from what is burnt in."""
+"""Frames without which nobody can see what changes from what is burnt in."""
 _CHANGING = 2.5
 """Standard deviation over the frames, in 1/255 of the range, above which a pixel shows tissue."""
 _LEAST_SECTOR = 0.05
@@ -271,7 +271,7 @@ def _without_overlay(array: Array, source: Path) -> Array:
     """Blackens what lies outside the sector (see :class:`SweepReading`)."""
     if array.shape[2] < _FRAMES_TO_JUDGE:
         raise InputError(
-            f"{source}: {array.shape[2]} frames are too few to tell tissue from burnt-in text (at least "
+            f"{source}: {array.shape[2]} frames are too few to distinguish tissue from burnt-in text (at least "
             f"{_FRAMES_TO_JUDGE}); leave the rule `overlay` out"
         )
     reach = float(array.max() - array.min()) or 1.0

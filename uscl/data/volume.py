@@ -128,7 +128,7 @@ def read_label(path: str | os.PathLike[str]) -> Volume:
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
-    """Writes a volume in one step: a reader never meets half of it, and nothing is overwritten without being told to.
+    """Writes a volume in one step: a reader never meets half of it, and nothing is overwritten unasked.
 
     Args:
         path: ends in ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``; missing folders are made.
@@ -219,7 +219,7 @@ def _check_nifti_content(path: Path, reader: sitk.ImageFileReader) -> None:
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         return
-    # The bits of colours and of complex numbers are told for all their parts together.
+    # The bits of colours and of complex numbers are given for all their parts together.
     parts = 1 if reader.GetMetaData("datatype") in _NIFTI_PARTS else reader.GetNumberOfComponents()
     voxels = int(np.prod([int(size) for size in reader.GetSize()])) * parts
     offset = int(float(reader.GetMetaData("vox_offset")))

@@ -10,7 +10,7 @@ from uscl.evaluation.comparison import methods_of
 from uscl.evaluation.runs import Setting, samples
 from uscl.evaluation.statistics import Estimate, estimate
 
-# Okabe and Ito's colours, told apart by most colour-blind readers; dashes and marks tell them apart in print.
+# Okabe and Ito's colours, distinguishable by most colour-blind readers; dashes and marks serve in print.
 _STYLES = (
     ("#000000", "o", "-"),
     ("#D55E00", "s", "-"),

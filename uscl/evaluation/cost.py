@@ -24,13 +24,13 @@ class Cost:
         precision: of the trainer.
         peak_device_bytes: most that torch had allocated on the device; None on a CPU.
         peak_host_bytes: largest resident size of the process since it began, libraries included; None where the
-            system does not tell.
+            system does not report it.
         parameters: of the whole model.
         trainable: number of trainable parameters by component; components without any are left out.
         checkpoint_bytes: of ``last.ckpt``, which training can go on from; None if there is none.
         artefact_bytes: of the adapter or weights that the run leaves; None if there are none.
         joules: that the device used from the start of the fit to its end, validation and whatever else computed on the
-            device at the time included; None where it does not tell.
+            device at the time included; None where it reports none.
     """
 
     seconds_per_step: float | None
@@ -50,6 +50,6 @@ class Cost:
 
 
 def read_cost(run: Path) -> Cost | None:
-    """The cost that a run folder tells, or None."""
+    """The cost that a run folder records, or None."""
     file = run / COST_FILE
     return Cost(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from uscl.errors import InputError
 
 DISCLAIMER = "Research software, not a medical device."
-# Okabe and Ito's colours, told apart by colour-blind readers.
+# Okabe and Ito's colours, distinguishable by colour-blind readers.
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#E69F00", "#56B4E9"
 FOREGROUND_COLOUR, BACKGROUND_COLOUR = "#009E73", "#D55E00"
 

@@ -46,7 +46,7 @@ class Reference:
 
     Surfaces run between voxels and are weighted by their area, as in DeepMind's surface-distance package
     (https://github.com/google-deepmind/surface-distance): every corner where eight voxels meet that do not all agree is
-    a piece of surface, whose area MONAI's table tells from which of the eight lie inside.
+    a piece of surface, whose area MONAI's table gives by which of the eight lie inside.
 
     Args:
         mask: bool [x, y, z].

@@ -74,7 +74,7 @@ def draw_panels(ablation: Ablation, file: Path) -> bool:
             if panel.reference is not None:
                 outline(axis, panel.reference, REFERENCE_COLOUR)
     legend = f"Masks at {ablation.at}. Orange: reference, blue: mask; Dice over the whole volume."
-    choice = f"Each object is the median of its class or data set with {ours}. Letters as the files tell."
+    choice = f"Each object is the median of its class or data set with {ours}. Letters as in the files."
     figure.suptitle(f"{legend}\n{choice}\n{DISCLAIMER}", size=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)

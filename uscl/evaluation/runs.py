@@ -63,7 +63,7 @@ class Run:
         protocols: where the test on each data set placed patches and clicks and what it scored, in words.
         inferences: how the test on each data set made masks, in words.
         trained_on: name of the data set; empty where nothing was trained, or an earlier version did not note it.
-        others: settings besides those that tables tell apart, as text: of model, data and trainer, and of the method.
+        others: settings besides those that tables distinguish, as text: of model, data and trainer, and of the method.
     """
 
     folder: Path
@@ -85,7 +85,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     """All finished runs below some folders that tuned a backbone for segmentation or tested an untouched one.
 
     A test of an adapter, run by itself, is found too, if the run that left the adapter is where it was. Runs that did
-    not finish, or that left no rows, are told and left out.
+    not finish, or that left no rows, are reported and left out.
 
     Raises:
         InputError: a path is no folder, nothing usable lies below, two runs with the same settings and seed, or two
@@ -259,7 +259,7 @@ def _setting(options: dict[str, Any], training: Path) -> Setting:
 
 
 def _others(config: dict[str, Any]) -> tuple[str, str]:
-    """What must be the same in runs that are averaged: all but what tables and seeds tell apart, and where it lies."""
+    """What must be the same in runs that are averaged: all but what tables and seeds distinguish, and where it lies."""
     model, data = dict(config["model"]["init_args"]), dict(config["data"]["init_args"])
     tuning = dict((model.pop("tuning") or {}).get("init_args") or {})
     for name in ("modules", "rank"):

@@ -71,10 +71,10 @@ def dice_table(rows: Sequence[ResultRow], title: str) -> Table:
     table.add_column("n", justify="right")
     for clicks in _clicks(rows):
         table.add_column(f"{clicks} pt", justify="right")
-    told = None
+    above = None
     for method, *line in _lines(rows):
-        table.add_row("" if method == told else method, *line, end_section=line[0] == EVERY_CLASS)
-        told = method
+        table.add_row("" if method == above else method, *line, end_section=line[0] == EVERY_CLASS)
+        above = method
     return table
 
 

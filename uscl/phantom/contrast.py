@@ -1,6 +1,6 @@
 """Images of label worlds with contrasts at random, CT and MR among them.
 
-A model that has seen every tissue in every contrast has to go by shapes and edges, which is how SynthSeg (Billot et al.
+A model that has seen every tissue in every contrast has to use shapes and edges, which is how SynthSeg (Billot et al.
 2023, https://doi.org/10.1016/j.media.2023.102789) reached real scans from label maps alone.
 """
 

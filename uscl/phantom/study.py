@@ -101,13 +101,13 @@ def simulate_study(layout: Layout, out: str | Path, settings: Any, workers: int 
         return folder
     patients = all_patients(settings.patients)
     simulate = partial(simulate_patient, layout, folder, settings)
-    told = f"Simulating {len(patients)} patients"
+    title = f"Simulating {len(patients)} patients"
     done: Iterable[list[StudyCase]]
     if workers > 1:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
-            done = list(track(pool.map(simulate, patients), told, total=len(patients)))
+            done = list(track(pool.map(simulate, patients), title, total=len(patients)))
     else:
-        done = [simulate(patient) for patient in track(patients, told)]
+        done = [simulate(patient) for patient in track(patients, title)]
     cases = [case for of_patient in done for case in of_patient]
     layout.finish(folder, settings, cases)
     _write_contact_sheet(folder, layout, cases)

@@ -185,7 +185,7 @@ def _filled(labels: NDArray[Any], path: Path, numbers: Sequence[int]) -> Iterato
 
 
 def _draw(labels: Labels, mask: NDArray[np.bool_], number: int, names: Mapping[int, str], file: Path) -> None:
-    """What is drawn later lies on top, which is told where more than a border is covered."""
+    """What is drawn later lies on top, which is reported where more than a border is covered."""
     covered = mask & (labels > 0) & (labels != number)
     if ndimage.binary_erosion(covered).any():
         below = ", ".join(names[value] for value in np.unique(labels[covered]).tolist())
@@ -231,10 +231,10 @@ def _coco(file: Path, shape: tuple[int, int, int], names: Mapping[int, str]) -> 
         frames: dict[Any, NDArray[np.int32]] = {}
         for entry in content["annotations"]:
             image, name, outline = entry["image_id"], categories[entry["category_id"]], entry["segmentation"]
-            told, size = images[image]
-            _check_size(size[::-1], shape, f"{file}, {told}")
+            file_name, size = images[image]
+            _check_size(size[::-1], shape, f"{file}, {file_name}")
             if not outline:
-                raise InputError(f"{file}: holds {name} on {told} without an outline; draw a polygon")
+                raise InputError(f"{file}: holds {name} on {file_name} without an outline; draw a polygon")
             labels = frames.setdefault(image, np.zeros(shape[1:], np.int32))
             for mask in (
                 [_runs(outline, size, file)]
@@ -248,7 +248,7 @@ def _coco(file: Path, shape: tuple[int, int, int], names: Mapping[int, str]) -> 
         raise InputError(f"{file}: is no COCO file ({error!r} missing or unexpected)") from error
     if left := len(images) - len(frames):
         log.warning(
-            "%s: %d images without annotations are no key frames; COCO does not tell those on which nothing "
+            "%s: %d images without annotations are no key frames; COCO does not mark those on which nothing "
             "was found from those nobody has looked at. Give empty masks for those",
             file,
             left,

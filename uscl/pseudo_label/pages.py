@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from uscl.pseudo_label.engine import GreyFrames
 from uscl.pseudo_label.sweep import LabelledSweep
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
+# Okabe and Ito's colours, distinguishable by colour-blind readers.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 _DISCLAIMER = "Research software, not a medical device. Pseudo-labels are proposals: look at them before you train."
 _SHEET = 30
@@ -132,12 +132,12 @@ def page(
 
 def _figure(frame: NDArray[np.uint8], made: LabelledSweep, t: int, colours: Mapping[int, str], number: int) -> str:
     kind = "key" if t in made.keys else "flag" if t in made.flags else ""
-    told = "key frame" if kind == "key" else f"confidence {_confidence(made, t):.2f}"
+    caption = "key frame" if kind == "key" else f"confidence {_confidence(made, t):.2f}"
     reasons = "".join(f"<br>{escape(reason)}" for reason in made.flags.get(t, []))
     picture = base64.b64encode(_thumbnail(frame, made.labels[t], colours)).decode("ascii")
     return (
         f'<figure class="{kind}"><img alt="frame {number}" src="data:image/jpeg;base64,{picture}">'
-        f"<figcaption>{number}: {told}{reasons}</figcaption></figure>"
+        f"<figcaption>{number}: {caption}{reasons}</figcaption></figure>"
     )
 
 

@@ -49,7 +49,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ClassQuality:
-    """What can be told of one class of a sweep without the truth.
+    """What can be known of one class of a sweep without the truth.
 
     Attributes:
         name: of the class.
@@ -151,10 +151,10 @@ def flag_frames(classes: Sequence[ClassQuality], keys: Sequence[int], threshold:
             for quality in classes:
                 if quality.confidence[t] < threshold:
                     reasons.append(f"{quality.name}: confidence is {quality.confidence[t]:.2f}")
-                for other, told in ((t - 1, "before"), (t + 1, "after")):
+                for other, side in ((t - 1, "before"), (t + 1, "after")):
                     change = _change(int(quality.area[t]), int(quality.area[other]))
                     if change > log(_JUMP):
-                        reasons.append(f"{quality.name}: its area changes suddenly against the frame {told}")
+                        reasons.append(f"{quality.name}: its area changes suddenly against the frame {side}")
         if reasons:
             flags[t] = reasons
     return flags

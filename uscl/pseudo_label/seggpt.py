@@ -31,7 +31,7 @@ from uscl.pseudo_label.seggpt_network import PromptType, SegGptSize, load_seggpt
 log = logging.getLogger(__name__)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, in units of white; prompts, queries, masks and answers are all normalised with them."""
-_TOLD_EVERY = 30.0
+_REPORTED_EVERY = 30.0
 """Seconds between two lines in the log."""
 _AREA_RATIO, _CENTROID_JUMP, _LARGEST_SHARE = 2.0, 0.1, 0.8
 
@@ -208,7 +208,7 @@ class SegGptEngine:
                     found = self._paint([image(way.todo[0]) for way in some], pairs, shape)
                     for way, score in zip(some, found, strict=True):
                         yield self._settled(way, self._kept.keep(way.content.hexdigest(), score), image)
-                    progress.tell(sum(len(way.todo) for way in passes))
+                    progress.report(sum(len(way.todo) for way in passes))
 
     def _settled(self, way: _Pass, score: Score, image: Callable[[int], Tensor]) -> tuple[int, int, Score]:
         """Takes a pass one frame on."""
@@ -265,12 +265,12 @@ class _Progress:
 
     def __init__(self, total: int) -> None:
         self.total, self.begun = total, perf_counter()
-        self.told = self.begun
+        self.reported = self.begun
 
-    def tell(self, left: int) -> None:
+    def report(self, left: int) -> None:
         now, done = perf_counter(), self.total - left
-        if now - self.told > _TOLD_EVERY and done:
-            self.told = now
+        if now - self.reported > _REPORTED_EVERY and done:
+            self.reported = now
             log.info("SegGPT: %d of %d paintings, %.1f s each", done, self.total, (now - self.begun) / done)
 
 

@@ -54,7 +54,7 @@ def key_distances(key_masks: KeyMasks) -> dict[int, Distances]:
 def between(distances: Mapping[int, Distances], t: int, absent: Container[int] = ()) -> Distances:
     """Signed distances of a frame between key frames [row, column]: a monotone cubic through the nearest four.
 
-    Linear where one of the nearest two lacks the class: what draws in until it vanishes has no slope to go by.
+    Linear where one of the nearest two lacks the class: what draws in until it vanishes has no slope to follow.
 
     Args:
         distances: by number of the key frame; at least two.

@@ -1,4 +1,4 @@
-"""From a sweep and key frames to masks of all frames, with what can be told of how good they are."""
+"""From a sweep and key frames to masks of all frames, with what can be known of how good they are."""
 
 from __future__ import annotations
 

@@ -137,9 +137,9 @@ class LoRASegModule(PromptableModule):
         data_preprocessing(self, self.net.config.image_size)
         counts = trainable_parameters(self.net)
         total = sum(parameter.numel() for parameter in self.net.parameters())
-        told = ", ".join(f"{count:,} in the {part.replace('_', ' ')}" for part, count in counts.items() if count)
+        shares = ", ".join(f"{count:,} in the {part.replace('_', ' ')}" for part, count in counts.items() if count)
         if self.trainer.is_global_zero:
-            log.info("Trainable: %s parameters of %s (%s)", f"{sum(counts.values()):,}", f"{total:,}", told)
+            log.info("Trainable: %s parameters of %s (%s)", f"{sum(counts.values()):,}", f"{total:,}", shares)
 
     def on_test_start(self) -> None:
         """Checks the data against the model and the adapter.

@@ -37,8 +37,8 @@ def warn_of_other_preprocessing(adapter: dict[str, Any] | None, data: dict[str, 
         return
     differing = {key: (adapter[key], data.get(key)) for key in adapter if _plain(adapter[key]) != _plain(data.get(key))}
     if differing:
-        told = "; ".join(f"{key} was {was} and is {now}" for key, (was, now) in differing.items())
-        log.warning("The adapter was trained with another preprocessing: %s. Expect worse masks", told)
+        changes = "; ".join(f"{key} was {was} and is {now}" for key, (was, now) in differing.items())
+        log.warning("The adapter was trained with another preprocessing: %s. Expect worse masks", changes)
 
 
 def _plain(value: Any) -> Any:

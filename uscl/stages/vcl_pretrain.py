@@ -101,7 +101,7 @@ class VCLPretrainModule(LightningModule):
         self.net.image_encoder.activation_checkpointing = self.activation_checkpointing
         self.student = VCLStudent(self.net.image_encoder, VCLHead(self.net.config.prompt_dim, *self.head_options))
         self.teacher = EmaTeacher(self.student, self.momentum)
-        self._sized()  # a size that does not fit is told before the first step
+        self._sized()  # a size that does not fit is refused before the first step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the trunk."""

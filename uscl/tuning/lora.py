@@ -12,7 +12,7 @@ tuning, without them it did not (section 4 of https://arxiv.org/abs/2305.14314).
 
 Source: equation 7 of the paper; LoRA, https://arxiv.org/abs/2106.09685. loralib is always built with
 ``merge_weights=False``: its default merges inside ``eval()`` and un-merges inside ``train()``, but Lightning restores
-the training flag without calling ``train()``, after which nothing is trained any more and nobody is told.
+the training flag without calling ``train()``, after which nothing is trained any more and nothing warns of it.
 """
 
 from __future__ import annotations

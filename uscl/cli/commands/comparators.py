@@ -80,7 +80,10 @@ def _list() -> None:
             here = str(fetch(published.reference, download=False))
         except WeightsNotFoundError:
             here = "no"
-        size, sha256 = (f"{published.size:,}" if published.size else "not told"), (published.sha256 or "not told")[:12]
+        size, sha256 = (
+            (f"{published.size:,}" if published.size else "not published"),
+            (published.sha256 or "not published")[:12],
+        )
         table.add_row(name, size, sha256, published.licence, escape(here), f"{published.reference}\n{published.source}")
     console = Console()
     console.width = max(console.width, 150)  # addresses are long, and a log file has no width of its own

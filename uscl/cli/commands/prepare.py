@@ -109,18 +109,18 @@ def prepare(
 
 def _check_all(data_set: DataSet, preprocessing: Preprocessing, folder: Path, workers: int) -> Iterator[CaseReport]:
     check = partial(check_and_prepare, data_set=data_set, preprocessing=preprocessing, folder=folder)
-    told = f"Checking and preparing {len(data_set.cases)} cases"
+    title = f"Checking and preparing {len(data_set.cases)} cases"
     if workers > 1:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             try:
-                yield from track(pool.map(check, data_set.cases), told, total=len(data_set.cases))
+                yield from track(pool.map(check, data_set.cases), title, total=len(data_set.cases))
             except BrokenProcessPool as error:
                 raise InputError(
                     "a worker was killed, most likely for memory; run again with fewer --workers: what is "
                     "complete stays"
                 ) from error
     else:
-        yield from map(check, track(data_set.cases, told))
+        yield from map(check, track(data_set.cases, title))
 
 
 def _claim(folder: Path, source: Path, origin: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ def pseudo_label(
         out: folder to write to; run again with more key frames it finds the motion of the sweep there.
         engine: how masks are carried: propagation, by shape and motion, needs no weights; seggpt paints them after the
             example of the key frames. Neither ever stands in for the other.
-        compare: carry them with the other engine, too, and tell how far both agree; its masks are not used.
+        compare: carry them with the other engine, too, and report how far both agree; its masks are not used.
         labels: dataset.json that names the label ids; without it they are the paper's five classes.
         reading: what the frames of a sweep do not know, and what of them is blackened.
         check: when a frame is trusted.
@@ -110,7 +110,7 @@ def pseudo_label(
         "propagation": lambda: Propagation(registration, folder / _WORK),
         "seggpt": lambda: SegGptEngine(seggpt, folder / _WORK),
     }
-    carrier = engines.pop(engine)()  # weights that are not there are told before anything is written
+    carrier = engines.pop(engine)()  # weights that are not there are reported before anything is written
     other = next(iter(engines.values()))() if compare else None
     for target in manifests:
         check_manifest(target, name, folder, names)
@@ -161,8 +161,8 @@ def pseudo_label(
         folder / MANIFEST,
     )
     if suggested:
-        told = ", ".join(str(numbers[t]) for t in suggested)
-        log.info("Annotate next: frame %s. Look at %s", told, folder / "report.html")
+        listed = ", ".join(str(numbers[t]) for t in suggested)
+        log.info("Annotate next: frame %s. Look at %s", listed, folder / "report.html")
     if not pairs:
         log.warning("No stretch of %d trusted frames: annotate more key frames, or see --check.threshold", least_frames)
 

@@ -42,7 +42,7 @@ def report(runs: list[str], out: str, tables: str = "1,2,3,4,5", clicks: int = 1
         out: folder of the report; a report in it is replaced.
         tables: of 1 to 5. With 1 and 2 come paired differences, the clicks it takes to reach a Dice and the objects
             that came out worst; with 3, 4 and 5 what trainings cost and what becomes of the paper's claims.
-        clicks: number of clicks at which all but Tables 1 and 2 tell Dice.
+        clicks: number of clicks at which all but Tables 1 and 2 show Dice.
         data_set: name of the data set that was tuned on, where that is not plain.
 
     Raises:

@@ -69,7 +69,7 @@ def read_sweep_file(path: Path) -> SweepFile:
         raise InputError(f"{path}: the program is {content['program']!r}; expected uscl")
     if "${args}" not in command:
         raise InputError(f"{path}: the command lacks ${{args}}, so that no cell would differ from another")
-    parameters = {str(name): _parameter(path, name, told) for name, told in content["parameters"].items()}
+    parameters = {str(name): _parameter(path, name, given) for name, given in content["parameters"].items()}
     if content.get("method") == "grid":
         cells = _grid(path, parameters)[: _run_cap(path, content.get("run_cap"))]
     elif content.get("method") == "random":
@@ -85,22 +85,22 @@ def read_sweep_file(path: Path) -> SweepFile:
     )
 
 
-def _parameter(path: Path, name: Any, told: Any) -> dict[str, Any]:
-    if not isinstance(told, dict):
-        raise InputError(f"{path}: parameter {name}: expected value, values, or min and max, found {told!r}")
-    if "parameters" in told:
+def _parameter(path: Path, name: Any, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise InputError(f"{path}: parameter {name}: expected value, values, or min and max, found {given!r}")
+    if "parameters" in given:
         raise InputError(f"{path}: parameter {name}: is nested; write it flat, as {name}.NAME")
-    if "values" in told and (not isinstance(told["values"], list) or not told["values"]):
+    if "values" in given and (not isinstance(given["values"], list) or not given["values"]):
         raise InputError(
-            f"{path}: parameter {name}: values must be a list with something in it, found {told['values']}"
+            f"{path}: parameter {name}: values must be a list with something in it, found {given['values']}"
         )
-    if unknown := sorted(set(map(str, told)) - _PARAMETER):
+    if unknown := sorted(set(map(str, given)) - _PARAMETER):
         raise InputError(
             f"{path}: parameter {name}: {', '.join(unknown)} is not known here; known are "
             f"{', '.join(sorted(_PARAMETER))}"
         )
-    if "probabilities" in told:
-        shares, count = told["probabilities"], len(told.get("values", []))
+    if "probabilities" in given:
+        shares, count = given["probabilities"], len(given.get("values", []))
         if not isinstance(shares, list) or len(shares) != count or not all(_is_share(share) for share in shares):
             raise InputError(
                 f"{path}: parameter {name}: probabilities must be one number from 0 to 1 for each of its "
@@ -108,26 +108,26 @@ def _parameter(path: Path, name: Any, told: Any) -> dict[str, Any]:
             )
         if not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise InputError(f"{path}: parameter {name}: probabilities must add up to 1, found {shares!r}")
-    return told
+    return given
 
 
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and 0 <= value <= 1
 
 
-def _run_cap(path: Path, told: Any) -> int | None:
+def _run_cap(path: Path, given: Any) -> int | None:
     """The most cells that a file asks for, None if it does not say."""
-    if told is not None and (not isinstance(told, int) or told < 1):
-        raise InputError(f"{path}: run_cap is the number of cells, at least 1; found {told!r}")
-    return told
+    if given is not None and (not isinstance(given, int) or given < 1):
+        raise InputError(f"{path}: run_cap is the number of cells, at least 1; found {given!r}")
+    return given
 
 
 def _grid(path: Path, parameters: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     choices = []
-    for name, told in parameters.items():
-        if "values" not in told and "value" not in told:
-            raise InputError(f"{path}: parameter {name}: a grid takes value or values, found {told}")
-        choices.append(told.get("values", [told.get("value")]))
+    for name, given in parameters.items():
+        if "values" not in given and "value" not in given:
+            raise InputError(f"{path}: parameter {name}: a grid takes value or values, found {given}")
+        choices.append(given.get("values", [given.get("value")]))
     return [dict(zip(parameters, values, strict=True)) for values in itertools.product(*choices)]
 
 
@@ -137,23 +137,23 @@ def _random(path: Path, parameters: dict[str, dict[str, Any]], count: int | None
     # Cell n is the same in every call, so that a sweep can be taken up and made longer.
     return [
         {
-            name: _draw(path, name, told, random.Random(derive_seed("sweep", number, name)))
-            for name, told in parameters.items()
+            name: _draw(path, name, given, random.Random(derive_seed("sweep", number, name)))
+            for name, given in parameters.items()
         }
         for number in range(count)
     ]
 
 
-def _draw(path: Path, name: str, told: dict[str, Any], source: random.Random) -> Any:
-    if "value" in told:
-        return told["value"]
-    if "values" in told:
-        if "probabilities" in told:
-            return source.choices(told["values"], told["probabilities"])[0]
-        return source.choice(told["values"])
-    low, high = told.get("min"), told.get("max")
+def _draw(path: Path, name: str, given: dict[str, Any], source: random.Random) -> Any:
+    if "value" in given:
+        return given["value"]
+    if "values" in given:
+        if "probabilities" in given:
+            return source.choices(given["values"], given["probabilities"])[0]
+        return source.choice(given["values"])
+    low, high = given.get("min"), given.get("max")
     whole = isinstance(low, int) and isinstance(high, int)
-    kind = told.get("distribution", "int_uniform" if whole else "uniform")
+    kind = given.get("distribution", "int_uniform" if whole else "uniform")
     if isinstance(low, int | float) and isinstance(high, int | float) and low <= high:
         if kind == "int_uniform" and whole:
             return source.randint(int(low), int(high))
@@ -162,7 +162,7 @@ def _draw(path: Path, name: str, told: dict[str, Any], source: random.Random) ->
         if kind == "log_uniform_values" and low > 0:
             return math.exp(source.uniform(math.log(low), math.log(high)))
     raise InputError(
-        f"{path}: parameter {name}: cannot draw from {told}; known are value, values, and min and max "
+        f"{path}: parameter {name}: cannot draw from {given}; known are value, values, and min and max "
         "with distribution uniform, int_uniform or log_uniform_values"
     )
 

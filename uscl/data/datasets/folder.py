@@ -188,6 +188,6 @@ def _read_patients(path: Path) -> dict[str, tuple[str, Split | None]]:
         if not case or not patient:
             raise InputError(f"{path}, line {number}: expected the columns case, patient and optionally split")
         if case in found:
-            raise InputError(f"{path}, line {number}: case {case} stands there twice")
+            raise InputError(f"{path}, line {number}: case {case} is listed twice")
         found[case] = (patient, parse_split(row.get("split") or "", f"{path}, line {number}"))
     return found

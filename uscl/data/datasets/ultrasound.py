@@ -80,8 +80,10 @@ def read_ultrasound(root: Path, modality: str | None = None) -> DataSet:
             Case(row["sweep"], image, label, row["patient"], parse_split(row["split"], where), _reading(row, where))
         )
     if not cases and not problems:
-        told = f"no sweep of site {modality!r}; it has {', '.join(sorted(sites))}" if modality and sites else "no sweep"
-        raise InputError(f"{manifest}: holds {told}")
+        found = (
+            f"no sweep of site {modality!r}; it has {', '.join(sorted(sites))}" if modality and sites else "no sweep"
+        )
+        raise InputError(f"{manifest}: holds {found}")
     description = read_description(manifest.parent / "dataset.json")
     names = description.label_names or CLASSES
     data_set = DataSet(
@@ -119,7 +121,7 @@ def write_manifest(root: Path, target: Path) -> int:
 
     The patient is guessed from the first folder below ``root``, else from the file name; labels are found in folders
     next to the images that are called labels or masks, and by endings such as ``_label``. Distances that the files do
-    not know are ``assumed``. Single pictures next to other sweeps, and labels without a sweep, are left out and told.
+    not know are ``assumed``. Single pictures next to other sweeps, and labels without a sweep, are left out and listed.
 
     Args:
         root: where to look, with all folders below.
@@ -155,10 +157,10 @@ def write_manifest(root: Path, target: Path) -> int:
         if len(candidates) > 1:
             log.warning("%s: %s could be its labels; none is entered", path, " or ".join(map(str, candidates)))
         try:
-            told = "" if knows_spacing(path) else "assumed"
+            distance = "" if knows_spacing(path) else "assumed"
         except InputError as error:  # uscl prepare will report it
             log.warning("%s", error)
-            told = ""
+            distance = ""
         rows.append(
             (
                 below.parts[0] if len(below.parts) > 1 else name,
@@ -167,8 +169,8 @@ def write_manifest(root: Path, target: Path) -> int:
                 _relative(label, base) if label else "",
                 "",
                 "",
-                told,
-                told,
+                distance,
+                distance,
                 "",
             )
         )
@@ -219,7 +221,7 @@ def _sweeps(folder: Path) -> Iterator[Path]:
 def _single_frames(folder: Path) -> bool:
     try:
         return all(read_header(path).frames == 1 for path in series_files(folder))
-    except InputError:  # told when the folder is read
+    except InputError:  # reported when the folder is read
         return True
 
 
