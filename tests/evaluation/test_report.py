@@ -2,136 +2,22 @@
 
 import csv
 import json
-import math
-import shutil
-import zlib
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
-import torch
-import yaml
-from safetensors.torch import save_file
+from evaluation.report_runs import folders_on, rewrite, table, write_comparator, write_run
 
 from uscl.cli import main
 from uscl.errors import InputError
 from uscl.evaluation import paper
-from uscl.evaluation.ablation import look_at, table3
+from uscl.evaluation.ablation import look_at
 from uscl.evaluation.charts import draw_curves
 from uscl.evaluation.claims import verdict
-from uscl.evaluation.cost import Cost
-from uscl.evaluation.rows import OWN_INFERENCE, ResultRow, read_rows, write_rows
-from uscl.evaluation.runs import Setting, find_runs
+from uscl.evaluation.rows import read_rows, write_rows
+from uscl.evaluation.runs import find_runs
 from uscl.evaluation.statistics import Estimate
 from uscl.prompting import PUBLISHED, REFINED, ClickProtocol
-
-PATIENTS = 6
-
-
-def untied(folder: Path, patient: int) -> float:
-    """Too little to show, and 0 over the patients: with ties Wilcoxon's test takes a hundred times as long."""
-    return (zlib.crc32(folder.name.encode()) % 50) * (patient - (PATIENTS - 1) / 2) * 2e-6
-
-
-def write_run(
-    folder: Path,
-    method: str | None,
-    dice: dict[str, float],
-    seed: int = 0,
-    modules: str = "both",
-    rank: int = 32,
-    vcl: bool = False,
-    status: str = "finished",
-    bytes_: int = 2**30,
-    seconds: float = 1.0,
-    epochs: int = 5,
-) -> Path:
-    """A training with tests on some data sets, or the test of an untouched backbone."""
-    folder.mkdir(parents=True)
-    tuning = (
-        None
-        if method is None
-        else {
-            "class_path": f"uscl.tuning.{method}",
-            "init_args": {"modules": modules, **({"rank": rank} if method == "LoRA" else {})},
-        }
-    )
-    options = {"tuning": tuning, "vcl_adapter": "stage1.safetensors" if vcl else "", "adapter": None, "seed": None}
-    config = {
-        "seed_everything": seed,
-        "trainer": {"max_epochs": epochs},
-        "model": {"class_path": "uscl.stages.LoRASegModule", "init_args": options},
-        "data": {"class_path": "X", "init_args": {"root": "here", "seed": None}},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    setting = {"family": "Baseline"}
-    if method is not None:
-        setting = {"family": method, "modules": modules, "rank": rank if method == "LoRA" else 0, "vcl": vcl}
-    (folder / "run.json").write_text(json.dumps({"status": status, "setting": setting, "data_set": "sweeps"}))
-    for name, value in dice.items():
-        rows = [
-            ResultRow(
-                name,
-                f"case{p}",
-                organ,
-                "m",
-                clicks,
-                value + 0.01 * p + 0.001 * seed - 0.2 * (clicks == 1) + untied(folder, p),
-                0.5,
-                3.0,
-                1.0,
-                f"p{p}",
-                "mini",
-                clicks,
-                0.1,
-            )
-            for p in range(PATIENTS)
-            for organ in ("liver", "spleen")
-            for clicks in (1, 10)
-        ]
-        below = folder if method is None else folder / "tests" / name
-        below.mkdir(parents=True, exist_ok=True)
-        write_rows(below / "rows.csv", rows)
-        if method is not None:
-            (below / "run.json").write_text(json.dumps({"status": "finished"}))
-    if method is not None:
-        cost = Cost(
-            seconds, 2 / seconds, 40, 2, 1, "H200", "32-true", bytes_, 1, 1000, {"image_encoder": 10}, 5, 3, None
-        )
-        (folder / "cost.json").write_text(json.dumps(asdict(cost)))
-    return folder
-
-
-@pytest.fixture
-def study(tmp_path) -> Path:
-    """Three seeds of the settings that claims rest on: VCL adds 0.1, encoder or decoder alone cost 0.2."""
-    root = tmp_path / "study"
-    for name, value in {"sweeps": 0.3, "AMOS22": 0.7, "BraTS": 0.6}.items():
-        write_run(root / "untouched" / name, None, {name: value})
-    for seed in range(3):
-        for vcl in (True, False):
-            for modules in ("encoder", "decoder", "both"):
-                dice = {"sweeps": 0.5 + 0.1 * vcl + 0.2 * (modules == "both") - 0.05 * (modules == "decoder")}
-                if modules == "both" and vcl:
-                    dice |= {"AMOS22": 0.65, "BraTS": 0.6}
-                write_run(root / "a" / f"{modules}{vcl}{seed}", "LoRA", dice, seed, modules, vcl=vcl)
-        write_run(
-            root / "a" / f"full{seed}",
-            "FullTuning",
-            {"sweeps": 0.9, "AMOS22": 0.4, "BraTS": 0.5},
-            seed,
-            bytes_=3 * 2**30,
-            seconds=1.05,
-        )
-        write_run(root / "a" / f"rank64{seed}", "LoRA", {"sweeps": 0.81}, seed, rank=64, vcl=True)
-    write_run(root / "a" / "rank8", "LoRA", {"sweeps": 0.4}, 0, rank=8, vcl=True)
-    return root
-
-
-def table(file: Path) -> dict[tuple[str, str], dict[str, str]]:
-    with file.open() as stream:
-        return {(row["row"], row["column"]): row for row in csv.DictReader(stream)}
 
 
 def test_figures_of_the_tables(study, tmp_path, capsys):
@@ -190,42 +76,6 @@ def test_methods_by_class_and_by_data_set(study, tmp_path):
     assert main(["report", str(study), "--out", str(tmp_path / "r")]) == 0
 
 
-def write_comparator(folder: Path, method: str, data_set: str, status: str = "finished") -> None:
-    folder.mkdir(parents=True)
-    config = {
-        "seed_everything": 0,
-        "model": {"class_path": "uscl.comparators.module.ComparatorModule", "init_args": {}},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    noted = {"setting": {"family": method}} if status == "finished" else {"method": method}
-    (folder / "run.json").write_text(json.dumps({"status": status, **noted}))
-    if status == "finished":
-        write_rows(
-            folder / "rows.csv",
-            [
-                ResultRow(
-                    data_set,
-                    f"case{p}",
-                    organ,
-                    method,
-                    clicks,
-                    0.55 + 0.04 * clicks,
-                    0.5,
-                    math.inf,
-                    1.0,
-                    f"p{p}",
-                    "other",
-                    20 * clicks,
-                    -0.25,
-                    OWN_INFERENCE,
-                )
-                for p in range(PATIENTS)
-                for organ in ("liver", "spleen")
-                for clicks in (1, 10)
-            ],
-        )
-
-
 def test_comparators_stand_in_the_lines_of_the_paper(study, tmp_path, caplog):
     write_comparator(study / "sam", "SAM", "BraTS")
     write_comparator(study / "mobile", "MobileSAM", "BraTS", "weights not found: hf://a/b/c.pt")
@@ -271,14 +121,6 @@ def test_weights_that_were_not_found_have_a_line_in_both_tables(study, tmp_path)
                 assert line.count(f"weights not found: {reference}") == 1
 
 
-def rewrite(test: Path, **words: str) -> None:
-    write_rows(test / "rows.csv", [replace(row, **words) for row in read_rows(test / "rows.csv")])
-
-
-def folders_on(study: Path, data_set: str) -> list[Path]:
-    return sorted(path.parent for path in study.rglob("rows.csv") if path.parent.name == data_set)
-
-
 def test_the_protocol_is_shown_and_never_mixed(study, tmp_path):
     tests = folders_on(study, "BraTS")
     words = ClickProtocol(best_so_far=True).in_words
@@ -304,15 +146,6 @@ def test_inference_is_shown_and_never_mixed(study, tmp_path):
     assert "inference 4 shifts, guided filter, first click twice (BraTS)" in (tmp_path / "r/report.md").read_text()
     rewrite(tests[-1], inference=PUBLISHED.in_words)
     with pytest.raises(InputError, match="figures must not be compared"):
-        find_runs([study])
-
-
-def test_rows_that_do_not_say_how_they_were_made_are_not_mixed_with_others(study):
-    file = folders_on(study, "BraTS")[0] / "rows.csv"
-    lines = [line.rsplit(",", 2)[0] for line in file.read_text().splitlines()]
-    file.write_text("\n".join(lines) + "\n")
-    assert {row.inference for row in read_rows(file)} == {"not recorded"}
-    with pytest.raises(InputError, match=r"not be compared \(.*not recorded"):
         find_runs([study])
 
 
@@ -481,62 +314,6 @@ def test_at_another_number_of_clicks(study, tmp_path, capsys):
     assert "nothing was scored at 7 clicks; there are [1, 10]" in capsys.readouterr().err
 
 
-def test_runs_that_are_not_finished_or_not_tested_are_told(study, tmp_path, caplog):
-    write_run(study / "killed", "AdaptFormer", {"sweeps": 0.5}, status="running")
-    write_run(study / "untested", "AdaptFormer", {}, seed=1)
-    runs = find_runs([study])
-    assert "AdaptFormer" not in {run.setting.family for run in runs}
-    assert "killed: is not finished (running); left out" in caplog.text
-    assert "untested: has not been tested" in caplog.text
-
-
-def test_a_test_by_itself_belongs_to_the_run_that_left_its_adapter(tmp_path):
-    training = write_run(tmp_path / "training", "LoRA", {}, seed=2, rank=16, vcl=True)
-    test = write_run(tmp_path / "test", None, {"sweeps": 0.5})
-    config = yaml.safe_load((test / "config.yaml").read_text())
-    config["model"]["init_args"]["adapter"] = str(training / "adapter.safetensors")
-    (test / "config.yaml").write_text(yaml.safe_dump(config))
-    noted = {"family": "LoRA", "modules": "both", "rank": 16, "vcl": True}
-    (test / "run.json").write_text(json.dumps({"status": "finished", "setting": noted, "data_set": "sweeps"}))
-    run = find_runs([test])[0]
-    assert (run.setting, run.seed) == (Setting("LoRA", "both", 16, vcl=True), 2)
-    # Trained anew since, with other settings perhaps: whose figures these are is not known any more.
-    (test / "run.json").write_text(json.dumps({"status": "finished", "started": "2026-01-01T00:00:00+00:00"}))
-    (training / "run.json").write_text(json.dumps({"status": "finished", "started": "2026-01-02T00:00:00+00:00"}))
-    with pytest.raises(InputError, match="no finished run with rows"):
-        find_runs([test])
-
-
-@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "x" * 500])
-def test_damaged_rows_are_told(study, caplog, content):
-    (study / "a" / "full0" / "tests" / "BraTS" / "rows.csv").write_text(content)
-    assert len(find_runs([study])) == 3 + 18 + 3 + 3 + 1 - 1
-    assert "full0: cannot be used" in caplog.text
-
-
-def test_runs_that_must_not_be_averaged(study, tmp_path):
-    write_run(study / "again", "FullTuning", {"sweeps": 0.5}, seed=0)
-    with pytest.raises(InputError, match="give one of them"):
-        find_runs([study])
-    write_run(tmp_path / "x" / "1", "LoRA", {"sweeps": 0.5}, seed=0)
-    write_run(tmp_path / "x" / "2", "LoRA", {"sweeps": 0.5}, seed=1, epochs=50)
-    with pytest.raises(InputError, match="differ in data, clicks, optimiser or length"):
-        find_runs([tmp_path / "x"])
-
-
-def test_which_data_set_was_tuned_on(tmp_path):
-    write_run(tmp_path / "1", "LoRA", {"pleura": 0.5, "liver": 0.4, "AMOS22": 0.3})
-    runs = find_runs([tmp_path])
-    with pytest.raises(InputError, match="which data set was tuned on"):
-        look_at(runs)
-    with pytest.raises(InputError, match="no run was tested on 'spleen'"):
-        look_at(runs, data_set="spleen")
-    found = look_at(runs, data_set="pleura")
-    assert found.scans == ("AMOS22",)
-    assert found.others == ("liver", "AMOS22")
-    assert "pleura: 12 objects" in table3(found).note
-
-
 def test_folders_that_are_no_reports_are_left_alone(study, tmp_path, capsys):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.md").write_text("years of work")
@@ -548,37 +325,3 @@ def test_folders_that_are_no_reports_are_left_alone(study, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty"), "--out", str(tmp_path / "q")]) == 2
     assert "no finished run with rows" in capsys.readouterr().err
-
-
-def test_two_tests_of_one_data_set_are_not_mixed(study):
-    """By another protocol, or of another site with a folder of the same name."""
-    run = study / "a" / "bothTrue0"
-    shutil.copytree(run / "tests" / "sweeps", run / "tests" / "bedside")
-    with pytest.raises(InputError, match="both tested on sweeps; a report shows one"):
-        find_runs([study])
-
-
-def test_a_training_that_went_on_is_told_by_its_adapter(tmp_path):
-    run = write_run(tmp_path / "on", "LoRA", {"sweeps": 0.5}, rank=32)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["model"]["init_args"]["adapter"] = "runs/first/adapter.safetensors"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    part = {"method": "LoRA", "rank": 8, "modules": "both"}
-    described = {"method": "USCL-Med3D", "tuning": {"encoder": part, "decoder": part}}
-    save_file({"x": torch.zeros(1)}, run / "adapter.safetensors", {"adapter": json.dumps(described)})
-    (run / "run.json").write_text('{"status": "finished"}')  # as an earlier version left it
-    (found,) = find_runs([tmp_path])
-    assert found.setting == Setting("LoRA", "both", 8, vcl=True)
-
-
-def test_a_training_costs_once_however_many_tests_it_has(tmp_path):
-    run = write_run(tmp_path / "training", "LoRA", {"sweeps": 0.5})
-    for name in ("AMOS22", "BraTS"):
-        test = write_run(tmp_path / name, None, {name: 0.5})
-        config = yaml.safe_load((test / "config.yaml").read_text())
-        config["model"]["init_args"]["adapter"] = str(run / "adapter.safetensors")
-        (test / "config.yaml").write_text(yaml.safe_dump(config))
-    runs = find_runs([tmp_path])
-    assert len(runs) == 3
-    ablation = look_at(runs)
-    assert len(ablation.costs(Setting("LoRA", "both", 32))) == 1
