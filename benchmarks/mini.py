@@ -37,7 +37,7 @@ from uscl.cli.run_folder import begin_record, claim_run_folder, end_record, rele
 from uscl.data.cache import CaseCache
 from uscl.data.datasets import Case, DataSet, read_amos, read_brats, read_folder
 from uscl.data.patches import Preprocessing, corner_around_label
-from uscl.data.registry import DATA_SETS
+from uscl.data.registry import read_data_set
 from uscl.errors import InputError
 from uscl.phantom import LAYOUTS, SweepStudy, simulate_study
 from uscl.phantom.layouts.scans import ScanStudy
@@ -79,7 +79,7 @@ def phantoms(folder: Path, patients: int) -> Iterator[Group]:
 
 def own(name: str, layout: str, root: str, modality: str) -> Group:
     """A data set named on the command line."""
-    data_set = DATA_SETS.find(layout)(Path(root), None if modality == "-" else modality).require_sound()
+    data_set = read_data_set(layout, Path(root), None if modality == "-" else modality).require_sound()
     return Group(name, data_set, modality.lower() == "ct", 20)
 
 

@@ -6,7 +6,7 @@ that is installed, or one in the folder that ``uscl`` is run in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Generic, TypeVar
 
@@ -21,11 +21,14 @@ class Registry(Generic[T]):
     Args:
         kind: what they are, for messages, e.g. ``data set``.
         members: those that come with the package.
+        fits: whether an object is of this kind.
+        expected: what that takes, in words.
     """
 
-    def __init__(self, kind: str, members: Mapping[str, T]) -> None:
+    def __init__(self, kind: str, members: Mapping[str, T], fits: Callable[[object], bool], expected: str) -> None:
         self.kind = kind
         self._members = dict(members)
+        self._fits, self._expected = fits, expected
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
@@ -54,7 +57,8 @@ class Registry(Generic[T]):
         """The member of a name or dotted path.
 
         Raises:
-            InputError: nothing is registered under the name, or the path leads nowhere.
+            InputError: nothing is registered under the name, the path leads nowhere, the module cannot be imported, or
+                what lies there is of another kind.
         """
         if name in self._members:
             return self._members[name]
@@ -63,11 +67,15 @@ class Registry(Generic[T]):
         if not module:
             raise InputError(f"no {self.kind} is called {name!r}; {known}")
         try:
-            member: T = getattr(import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (module + ".").startswith(error.name + "."):
-                raise
-            raise InputError(f"{self.kind} {name!r}: Python finds no module {error.name!r}; {known}") from error
-        except AttributeError as error:
-            raise InputError(f"{self.kind} {name!r}: {module} has no {attribute!r}; {known}") from error
+            imported = import_module(module)
+        except Exception as error:  # whatever the module does when it is imported
+            if isinstance(error, ModuleNotFoundError) and (module + ".").startswith(f"{error.name}."):
+                raise InputError(f"{self.kind} {name!r}: Python finds no module {error.name!r}; {known}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.kind} {name!r}: {module} cannot be imported ({reason}); correct it") from error
+        if not hasattr(imported, attribute):
+            raise InputError(f"{self.kind} {name!r}: {module} has no {attribute!r}; {known}")
+        member: T = getattr(imported, attribute)
+        if not self._fits(member):
+            raise InputError(f"{self.kind} {name!r}: is {member!r}; expected {self._expected}")
         return member

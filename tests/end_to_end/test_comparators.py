@@ -49,7 +49,7 @@ def here(tmp_path, monkeypatch):
     for name, kind in {"good": Disc, "bad": SmallSam, "absent": SmallSam}.items():
         place = Published(f"hf://a/b/{name}.pth", "nowhere", None, hashes[name], "CC0")
         methods[name] = type(name, (kind,), {"published": property(lambda self, place=place: place)})()
-    monkeypatch.setattr(command, "COMPARATORS", Registry("comparator", methods))
+    monkeypatch.setattr(command, "COMPARATORS", Registry("comparator", methods, lambda _: True, ""))
     return files
 
 

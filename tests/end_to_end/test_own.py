@@ -110,7 +110,7 @@ def test_the_adapter_that_is_tested_is_the_one_that_was_trained(trained):
     rows = read_rows(trained / "tests/eval_us/rows.csv")
     assert {row.method for row in rows} == {"SAM-Med3D + DoRA"}
     assert {row.data_set for row in rows} == {"clinic"}
-    assert {"clicks by BorderClicks(inside_first=1)" in row.protocol for row in rows} == {True}
+    assert {"clicks by own_protocol.BorderClicks(inside_first=1)" in row.protocol for row in rows} == {True}
     record = json.loads((trained / "run.json").read_text())
     wanted = {"family": "DoRA", "modules": "both", "rank": 2, "vcl": False, "label": "SAM-Med3D + DoRA"}
     assert (record["setting"], record["data_set"]) == (wanted, "clinic")
@@ -170,6 +170,6 @@ def test_all_of_them_are_in_the_report(trained):
     first = next(part for title, part in tables.items() if title.startswith("Table 1"))
     assert "| Region growing | 2 |" in first
     assert "| SAM-Med3D | 2 |" in first
-    assert "clicks by BorderClicks(inside_first=1)" in first
+    assert "clicks by own_protocol.BorderClicks(inside_first=1)" in first
     assert "classes of clinic" in first
     assert "| 2, SAM-Med3D + DoRA |" in next(part for title, part in tables.items() if title.startswith("Table 5"))

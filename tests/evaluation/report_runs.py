@@ -71,6 +71,7 @@ def write_run(
                 "mini",
                 clicks,
                 0.1,
+                "published",
             )
             for p in range(PATIENTS)
             for organ in ("liver", "spleen")

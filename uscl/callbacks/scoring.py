@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from uscl.evaluation.tables import dice_markdown, dice_table
 from uscl.seeds import derive_seed
 
 log = logging.getLogger(__name__)
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 _PARTIAL = "rows.partial-{}.csv"
 _PARTIAL_SLICES = "slices.partial-{}.npz"
 _WORST = 10
@@ -101,7 +103,7 @@ class Scoring(Callback):
         for name, found in sorted(panels.items()) if self.pictures else ():
             ranked = sorted(found, key=lambda panel: (-list(panel.dice.values())[-1], panel.title))
             chosen = np.unique(np.linspace(0, len(ranked) - 1, min(self.pictures, len(ranked))).astype(int))
-            picture = folder / "pictures" / f"{name.replace(' ', '_')}.png"
+            picture = folder / "pictures" / f"{_NOT_IN_NAMES.sub('_', name)}.png"
             save_panels(picture, [ranked[i] for i in chosen], f"{heading}: best to worst of {len(ranked)} {name}")
         if self.pictures and panels:
             everything = [panel for found in panels.values() for panel in found]

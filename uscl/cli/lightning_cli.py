@@ -98,8 +98,8 @@ class RunRecord(SaveConfigCallback):
         """Notes what is trained or tested, and on what, for reports."""
         if trainer.is_global_zero:
             noted: dict[str, Any] = {}
-            if isinstance(pl_module, PromptableModule):
-                noted["setting"] = pl_module.described()
+            if isinstance(pl_module, PromptableModule) and (setting := pl_module.described()):
+                noted["setting"] = setting
             data = getattr(trainer, "datamodule", None)
             if isinstance(data, VolumeDataModule):
                 noted["data_set"] = data.data_set.name
@@ -180,12 +180,18 @@ class UsclCLI(LightningCLI):
             wanted = f"{wanted}-{os.environ['WANDB_RUN_ID']}"
         if config.trainer.fast_dev_run:
             return
+        if self.subcommand == "predict":
+            config.return_predictions = False  # MaskWriter has written them
         if config.resume:
             self._resume(config, wanted)
             return
         folder = claim_run_folder(wanted, config.overwrite)
         if folder != Path(wanted).expanduser():
             rank_zero_info(f"{wanted} holds an earlier run; this one goes to {folder} (--overwrite would replace it)")
+        self._write_to(folder)
+
+    def _write_to(self, folder: Path) -> None:
+        config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(folder)
         for logger in _as_list(config.trainer.logger):
             if _class_of(logger) == "WandbLogger" and logger.init_args.get("save_dir") in (None, "."):
@@ -200,13 +206,13 @@ class UsclCLI(LightningCLI):
                 "with --ckpt_path"
             )
         now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
-        reopen_run_folder(wanted, now)
-        config.verbose = False
+        folder = reopen_run_folder(wanted, now)
+        self._write_to(folder)
 
     def before_test(self) -> None:
         """Leaves out what a killed test in the same folder has scored."""
         config = self.config[self.subcommand]
-        if config.resume and isinstance(self.model, PromptableModule):
+        if config.resume and not config.trainer.fast_dev_run and isinstance(self.model, PromptableModule):
             folder, clicks = Path(config.trainer.default_root_dir), self.model.evaluation.clicks
             earlier = earlier_test(folder, clicks, self.trainer.world_size)
             self.model.earlier_rows = earlier.rows

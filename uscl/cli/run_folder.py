@@ -100,12 +100,13 @@ def differences(began: Any, now: Any, name: str = "") -> Iterator[str]:
     if isinstance(began, dict) and isinstance(now, dict):
         for key in began.keys() | now.keys():
             inner = f"{name}.{key}" if name else key
-            if inner not in _OF_THE_CALL:
+            if inner not in _OF_THE_CALL and not inner.endswith(".save_dir"):
                 yield from differences(began.get(key), now.get(key), inner)
     elif began != now:
         yield name
 
 
+# And, with W&B, the folder that its logger writes to.
 _OF_THE_CALL = ("resume", "overwrite", "verbose", "trainer.default_root_dir")
 
 

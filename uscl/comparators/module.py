@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from uscl.comparators.comparator import Comparator, Loaded
 from uscl.data.batches import CaseObject, PromptedObject
 from uscl.data.cache import read_case_image
+from uscl.data.datasets import Case
 from uscl.data.volume import Volume
 from uscl.errors import InputError, WeightsNotFoundError
 from uscl.evaluation.promptable import Evaluation, PromptableModule
-from uscl.prompting import Segmenter, VolumeSegmenter, WholeVolume
+from uscl.prompting import Click, Segmenter, VolumeSegmenter, WholeVolume
+from uscl.prompting.answers import as_logits
 
 
 class ComparatorModule(PromptableModule):
@@ -29,11 +32,16 @@ class ComparatorModule(PromptableModule):
 
     def __init__(self, comparator: Comparator, evaluation: Evaluation = Evaluation()) -> None:
         super().__init__(evaluation)
+        kind = type(comparator).__qualname__
+        if not isinstance(getattr(comparator, "title", None), str):
+            raise InputError(f"comparator {kind}: has no title; give it the name that tables show")
+        if comparator.takes not in ("patch", "volume"):
+            raise InputError(f"comparator {kind}: takes {comparator.takes!r}; expected 'patch' or 'volume'")
         self.comparator = comparator
         self.method = self.method or comparator.title
         self.net: nn.Module | None = None
         self._loaded: Loaded | None = None
-        self._volume: tuple[str, Volume] | None = None
+        self._volume: tuple[Case, Volume] | None = None
 
     def configure_model(self) -> None:
         """Builds the method and loads its weights."""
@@ -42,12 +50,23 @@ class ComparatorModule(PromptableModule):
                 self._loaded = self.comparator.load()
             except WeightsNotFoundError as error:
                 raise WeightsNotFoundError(error.reference, f"{self.method}: weights not found: {error}") from error
+            if not isinstance(self._loaded, Loaded):
+                raise InputError(
+                    f"comparator {type(self.comparator).__qualname__}: load() returned {self._loaded!r}; expected a "
+                    "uscl.comparators.Loaded"
+                )
             self.net = self._loaded.model
 
     def segmenter(self, stage: str) -> Segmenter:
-        """The method, where it takes patches."""
+        """The method, where it takes patches; its answers are checked.
+
+        Raises:
+            InputError: it takes whole volumes, of which a patch knows nothing.
+        """
         assert self._loaded is not None
-        return cast("Segmenter", self._loaded.segmenter)
+        if self.comparator.takes == "volume":
+            raise InputError(f"{self.method} takes whole volumes, which are there in tests and predictions alone")
+        return _Checked(cast("Segmenter", self._loaded.segmenter))
 
     def segmenter_of(self, batch: CaseObject | PromptedObject, stage: str) -> Segmenter:
         """The method, shown as a segmenter of the patch where it takes whole volumes."""
@@ -77,8 +96,29 @@ class ComparatorModule(PromptableModule):
         """
         raise InputError("comparators are tested, not trained; use `uscl test`")
 
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Refuses, as :meth:`configure_optimizers` does; Lightning asks whether it is there."""
+        self.configure_optimizers()
+
     def _volume_of(self, batch: CaseObject) -> Volume:
         """The image of a case; objects of one case come one after the other, so the last one is kept."""
-        if self._volume is None or self._volume[0] != batch.case.name:
-            self._volume = (batch.case.name, read_case_image(batch.case))
+        if self._volume is None or self._volume[0] != batch.case:
+            self._volume = (batch.case, read_case_image(batch.case))
         return self._volume[1]
+
+
+class _Checked:
+    """A method that takes patches, which can neither change them nor answer something else than logits."""
+
+    def __init__(self, method: Segmenter) -> None:
+        self._method = method
+        self._shape: tuple[int, ...] = ()
+
+    def set_image(self, image: Tensor) -> None:
+        """Gives the method a copy of the patch."""
+        self._shape = tuple(image.shape[2:])
+        self._method.set_image(image.clone())
+
+    def segment(self, clicks: Sequence[Click]) -> Tensor:
+        """See :func:`~uscl.prompting.answers.as_logits`."""
+        return as_logits(self._method.segment(clicks), self._shape, self._method)

@@ -16,4 +16,6 @@ COMPARATORS: Registry[Comparator] = Registry(
         "tinysam": TinySam(),
         "sam_med2d": SamMed2D(),
     },
+    lambda found: isinstance(found, Comparator),
+    "an instance of uscl.comparators.Comparator",
 )

@@ -20,7 +20,7 @@ from uscl.data.datasets import Case, DataSet, Split, Splitting
 from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, Region
 from uscl.data.patches import Preprocessing
 from uscl.data.prompts import read_prompts
-from uscl.data.registry import DATA_SETS
+from uscl.data.registry import read_data_set
 from uscl.data.training_patches import PatchNumbers, PatchSampling, TrainingPatches
 from uscl.errors import InputError
 from uscl.seeds import run_seed
@@ -92,7 +92,7 @@ class VolumeDataModule(LightningDataModule):
 
     def read_data_set(self) -> DataSet:
         """Lists the cases of the layout in use, with the classes in use."""
-        return DATA_SETS.find(self.dataset)(Path(self.root), self.modality).require_sound().only(self.classes)
+        return read_data_set(self.dataset, Path(self.root), self.modality).require_sound().only(self.classes)
 
     @property
     def data_set(self) -> DataSet:

@@ -69,14 +69,21 @@ class Ablation:
 
     def whole(self, family: str) -> Setting | None:
         """The setting of a family that tunes encoder and decoder, if it was run."""
-        settings = {run.setting for run in self.runs if run.setting.family == family}
-        return next((s for s in sorted(settings) if s.modules in ("both", "")), None)
+        settings = {run.setting for run in self.runs if run.setting.family == family and not run.setting.label}
+        modules = "" if family == BASELINE else "both"
+        return next((s for s in sorted(settings) if s.modules == modules), None)
 
     @property
     def own(self) -> list[Setting]:
         """Settings that the paper does not have: other tuning methods, and those that their user gave a name."""
         found = {run.setting for run in self.runs if run.setting.modules}
         return sorted(s for s in found if s.family not in paper.METHODS or s.label)
+
+    @property
+    def ours(self) -> Setting:
+        """The main setting; where that was not run the user's own with most runs, else the untouched backbone."""
+        ran = [run.setting for run in self.runs]
+        return self.main if self.main in ran else max(self.own, key=ran.count, default=Setting(BASELINE))
 
     def costs(self, setting: Setting | None) -> list[Cost]:
         """What the trainings of a setting cost, where it was measured; each once, however many tests it had."""
@@ -111,13 +118,19 @@ def look_at(runs: Sequence[Run], clicks: int = 10, data_set: str | None = None) 
     if clicks not in scored:
         raise InputError(f"report: nothing was scored at {clicks} clicks; there are {sorted(scored)}")
     tuned_on = data_set or own[0]
-    lora = [run.setting for run in runs if run.setting.family == "LoRA" and not run.setting.label]
+    lora = _loras(runs)
     ranks = [setting.rank for setting in lora]
     rank = paper.RANK if paper.RANK in ranks or not ranks else max(sorted(set(ranks)), key=ranks.count)
     at_rank = [setting for setting in lora if setting.rank == rank]
     whole = [setting for setting in at_rank if setting.modules == "both"] or at_rank
     main = Setting("LoRA", "both", rank, vcl=not whole or any(setting.vcl for setting in whole))
     return Ablation(tuple(runs), clicks, tuned_on, tuple(name for name in names if name != tuned_on), main)
+
+
+def _loras(runs: Sequence[Run]) -> list[Setting]:
+    """The settings of every run of LoRA, but for methods of the user's of that name, and runs with a name."""
+    found = [run.setting for run in runs if run.setting.family == "LoRA"]
+    return [setting for setting in found if setting.modules and not setting.label]
 
 
 def table3(ablation: Ablation) -> ReportTable:
@@ -164,7 +177,7 @@ def _paper_column(ablation: Ablation, data_set: str) -> str:
 
 def table5(ablation: Ablation) -> ReportTable:
     """Rank and tuned module; then the ranks of methods that the paper does not have."""
-    ran = {run.setting.rank for run in ablation.runs if run.setting.family == "LoRA" and not run.setting.label}
+    ran = {setting.rank for setting in _loras(ablation.runs)}
     lines: list[tuple[str | ReportCell, ...]] = []
     for rank in sorted(ran | {rank for rank, _ in paper.RANKS}):
         settings = [replace(ablation.main, modules=modules, rank=rank) for modules in _PARTS]

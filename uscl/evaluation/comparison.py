@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from math import isinf, isnan
 from statistics import fmean
 
+from uscl.errors import InputError
 from uscl.evaluation import paper
 from uscl.evaluation.ablation import Ablation, described
 from uscl.evaluation.claims import p_text
@@ -32,15 +33,26 @@ def methods_of(ablation: Ablation) -> dict[str, Setting | None]:
     """
     names: dict[str, Setting | None] = dict.fromkeys(dict.fromkeys([*paper.BY_DATA_SET, *paper.BY_CLASS]))
     ran = {run.setting for run in ablation.runs}
-    names |= {name: Setting(name) for name in names if Setting(name) in ran}
-    names |= {"SAM-Med3D": Setting(BASELINE)}
-    names["USCL-Med3D" if ablation.main.vcl else described(ablation.main)] = ablation.main
+
+    def take(name: str, setting: Setting) -> None:
+        other = names.get(name)
+        if other not in (None, setting) and {other, setting} <= ran:
+            folders = [str(next(run.folder for run in ablation.runs if run.setting == s)) for s in (other, setting)]
+            raise InputError(
+                f"{' and '.join(folders)}: two methods are shown as {name!r}; test one of them again with another "
+                "--model.evaluation.method, or report on them apart"
+            )
+        if other is None or setting in ran:
+            names[name] = setting
+
+    take("SAM-Med3D", Setting(BASELINE))
+    take("USCL-Med3D" if ablation.main.vcl else described(ablation.main), ablation.main)
     for method in ("FullTuning", "AdaptFormer"):
         if setting := ablation.whole(method):
-            names[described(setting)] = setting
-    names |= {described(setting): setting for setting in ablation.own}
-    known = {setting for setting in names.values() if setting}
-    return names | {described(s): s for s in sorted(ran - known) if not s.modules}
+            take(described(setting), setting)
+    for setting in (*ablation.own, *sorted(s for s in ran if not s.modules)):
+        take(described(setting) if setting != Setting(BASELINE) else "SAM-Med3D", setting)
+    return names
 
 
 def table1(ablation: Ablation) -> ReportTable:
@@ -156,8 +168,8 @@ def differences_table(ablation: Ablation) -> ReportTable:
     """Ours minus every other method that was run, on the same objects with the same first click."""
     lines: list[tuple[str | ReportCell, ...]] = []
     for name, setting in methods_of(ablation).items():
-        for data_set in ablation.data_sets if setting and setting != ablation.main else ():
-            pairs = ablation.pairs(ablation.main, setting, (data_set,))
+        for data_set in ablation.data_sets if setting and setting != ablation.ours else ():
+            pairs = ablation.pairs(ablation.ours, setting, (data_set,))
             if pairs:
                 found = estimate(pairs)
                 shown = ReportCell(found, difference=True)
@@ -172,7 +184,7 @@ def differences_table(ablation: Ablation) -> ReportTable:
                         str(max(found.seeds, 1)),
                     )
                 )
-    title = f"{described(ablation.main)} minus the others at {ablation.at}"
+    title = f"{described(ablation.ours)} minus the others at {ablation.at}"
     note = (
         "Points of Dice, paired by object and seed, mean over classes [95 % bootstrap interval over patients and "
         "seeds]; p of Wilcoxon's signed-rank test over patients. Not corrected for their number."
@@ -227,7 +239,7 @@ def _by_object(ablation: Ablation, setting: Setting, data_set: str, counts: set[
 
 def failures_table(ablation: Ablation, count: int = 10) -> ReportTable:
     """The objects that came out worst with ours, means over seeds."""
-    setting, found = ours_or_untouched(ablation), by_dice(ablation)
+    setting, found = ablation.ours, by_dice(ablation)
     lines: list[tuple[str | ReportCell, ...]] = []
     for (data_set, case, class_name), rows in found[:count]:
         hd95, volume = fmean(row.hd95 for row in rows), fmean(row.volume_error for row in rows)
@@ -250,14 +262,9 @@ def failures_table(ablation: Ablation, count: int = 10) -> ReportTable:
     return ReportTable("failures", title, head, tuple(lines), note)
 
 
-def ours_or_untouched(ablation: Ablation) -> Setting:
-    """The main setting, or the untouched backbone where that was not run."""
-    return ablation.main if any(run.setting == ablation.main for run in ablation.runs) else Setting(BASELINE)
-
-
 def by_dice(ablation: Ablation) -> list[tuple[tuple[str, str, str], list[ResultRow]]]:
     """The rows of ours of every seed by (data set, case, class), the worst object first."""
-    setting = ours_or_untouched(ablation)
+    setting = ablation.ours
     found: dict[tuple[str, str, str], list[ResultRow]] = {}
     for run in ablation.runs:
         for data_set in ablation.data_sets if run.setting == setting else ():

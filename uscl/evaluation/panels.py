@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
 from uscl.evaluation.ablation import Ablation, described
-from uscl.evaluation.comparison import by_dice, methods_of, ours_or_untouched
+from uscl.evaluation.comparison import by_dice, methods_of
 from uscl.evaluation.figures import (
     DISCLAIMER,
     PREDICTION_COLOUR,
@@ -47,7 +47,7 @@ def draw_panels(ablation: Ablation, file: Path) -> bool:
     methods = {name: setting for name, setting in methods_of(ablation).items() if setting}
     found = {name: _slices(ablation, setting) for name, setting in methods.items()}
     found = {name: panels for name, panels in found.items() if panels}
-    ours = next((name for name, setting in methods.items() if setting == ablation.main), None)
+    ours = next((name for name, setting in methods.items() if setting == ablation.ours and setting.modules), None)
     if ours not in found:
         return False
     chosen = _in_the_middle(ablation, set(found[ours]))
@@ -87,7 +87,7 @@ def draw_worst(ablation: Ablation, file: Path, count: int = 10) -> bool:
     Returns:
         Whether a test kept the slices of any of them.
     """
-    setting, ranked = ours_or_untouched(ablation), by_dice(ablation)
+    setting, ranked = ablation.ours, by_dice(ablation)
     kept = _slices(ablation, setting)
     shown = []
     for (data_set, case, class_name), _ in ranked[:count]:
@@ -114,7 +114,7 @@ def _in_the_middle(ablation: Ablation, kept: set[tuple[str, str]]) -> Sequence[t
     """Data set and title of the objects to draw."""
     groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for run in ablation.runs:
-        for data_set in ablation.data_sets if run.setting == ablation.main else ():
+        for data_set in ablation.data_sets if run.setting == ablation.ours else ():
             for row in run.rows.get(data_set, []):
                 title = f"{row.case} {row.class_name}"
                 if row.clicks == ablation.clicks and (data_set, title) in kept and row.dice == row.dice:

@@ -123,7 +123,9 @@ class PromptableModule(LightningModule):
     def validation_step(self, batch: ClickTarget, batch_idx: int) -> None:
         """Dice within the patch of one object, after each number of clicks in ``evaluation.val_clicks``."""
         wanted = self.evaluation.val_clicks
-        for step in self._roll(batch, wanted, self.segmenter("validate")):
+        whole = batch if isinstance(batch, CaseObject) else None
+        segmenter = self.segmenter("validate") if whole is None else self.segmenter_of(whole, "validate")
+        for step in self._roll(batch, wanted, segmenter):
             predicted = step.logits > 0
             dice = 2 * (predicted & batch.target).sum() / (predicted.sum() + batch.target.sum())
             for name in [f"val/dice_{step.number}"] + ["val/dice"] * (step.number == wanted[-1]):

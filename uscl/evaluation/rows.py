@@ -68,7 +68,7 @@ class ResultRow:
     weights: str
     points: int
     volume_error: float
-    inference: str = "published"
+    inference: str = NOT_RECORDED
     protocol: str = NOT_RECORDED
 
     @property

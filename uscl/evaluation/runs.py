@@ -15,8 +15,9 @@ from safetensors import safe_open
 from uscl.errors import InputError
 from uscl.evaluation.cost import Cost, read_cost
 from uscl.evaluation.paper import scan_key
-from uscl.evaluation.rows import OWN_INFERENCE, ResultRow, read_rows
+from uscl.evaluation.rows import NOT_RECORDED, OWN_INFERENCE, ResultRow, read_rows
 from uscl.evaluation.statistics import Sample, samples_of
+from uscl.prompting import ClickProtocol, Inference
 
 log = logging.getLogger(__name__)
 BASELINE = "Baseline"
@@ -209,7 +210,11 @@ def _run(
     protocols: dict[str, str] = {}
     inferences: dict[str, str] = {}
     for file in files:
-        for row in read_rows(file):
+        found_rows = read_rows(file)
+        if any(NOT_RECORDED in (row.protocol, row.inference) for row in found_rows):
+            words = _words_of_earlier(file.parent)
+            found_rows = [_with_words(row, *words) for row in found_rows]
+        for row in found_rows:
             if tests.get(row.data_set, file.parent) != file.parent:
                 raise _TestedTwiceError(
                     f"{file.parent} and {tests[row.data_set]}: both tested on {row.data_set}; a "
@@ -244,6 +249,35 @@ def _run(
     )
 
 
+def _with_words(row: ResultRow, protocol: str, inference: str) -> ResultRow:
+    """A row that says how it was made, as far as that is known."""
+    return replace(
+        row,
+        protocol=protocol if row.protocol == NOT_RECORDED else row.protocol,
+        inference=inference if row.inference == NOT_RECORDED else row.inference,
+    )
+
+
+def _words_of_earlier(test: Path) -> tuple[str, str]:
+    """Protocol and inference of a test of an earlier version, which had them in its configuration alone."""
+    file = test / "config.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    options, data = (config.get(part, {}).get("init_args") or {} for part in ("model", "data"))
+    if "protocol" not in options:
+        return NOT_RECORDED, NOT_RECORDED
+    region = str(data.get("region", "label")).replace("_", " ")
+    protocol = f"patches around the {region}, {ClickProtocol(**options['protocol']).in_words}"
+    if "shifts" not in options and config["model"]["class_path"].endswith("ComparatorModule"):
+        return protocol, OWN_INFERENCE
+    twice = options.get("first_twice", False)
+    inference = Inference(
+        options.get("shifts", 1),
+        bool(options.get("guided_filter")),
+        options.get("backbone") == "mini_fine" if twice is None else twice,
+    )
+    return protocol, inference.in_words
+
+
 def _setting(options: dict[str, Any], training: Path) -> Setting:
     """The setting of a training of an earlier version, which did not note it."""
     if options.get("adapter"):  # a training that went on: the method is that of the adapter
@@ -261,9 +295,12 @@ def _setting(options: dict[str, Any], training: Path) -> Setting:
 def _others(config: dict[str, Any]) -> tuple[str, str]:
     """What must be the same in runs that are averaged: all but what tables and seeds distinguish, and where it lies."""
     model, data = dict(config["model"]["init_args"]), dict(config["data"]["init_args"])
-    tuning = dict((model.pop("tuning") or {}).get("init_args") or {})
+    chosen = model.pop("tuning") or {}
+    tuning, kind = dict(chosen.get("init_args") or {}), str(chosen.get("class_path", "uscl."))
     for name in ("modules", "rank"):
         tuning.pop(name, None)
+    if not kind.startswith("uscl."):  # classes of one name may be different methods
+        tuning["class_path"] = kind
     model["adapter"] = bool(model.get("adapter"))  # a training that went on is not one that began
     of_tests = ("evaluation", "inference", "method", "shifts", "guided_filter", "first_twice", "test_clicks")
     for name in ("vcl_adapter", "seed", *of_tests):

@@ -63,8 +63,13 @@ def resolve_inference(choice: Inference | Preset | None, backbone: SamMed3DConfi
     Args:
         choice: an inference, a preset, or None: refined where that was measured, else published.
         backbone: the configuration of the model.
+
+    Raises:
+        InputError: it is none of these.
     """
     if isinstance(choice, Inference):
         return choice
+    if choice not in (None, *get_args(Preset)):
+        raise InputError(f"inference is {choice!r}; expected published, refined, an uscl.prompting.Inference, or null")
     measured = any(backbone == VARIANTS[name] for name in _MEASURED)
     return refined_for(backbone) if choice == "refined" or (choice is None and measured) else PUBLISHED

@@ -64,6 +64,11 @@ class ClickProtocol(ClickRule):
     best_so_far: bool = False
 
     def __post_init__(self) -> None:
+        if "__dataclass_fields__" not in vars(type(self)):
+            raise InputError(
+                f"click protocol {type(self).__qualname__}: is no dataclass, so that its settings would not be in the "
+                "rows; write @dataclass(frozen=True) above the class"
+            )
         if self.deepest_clicks < 0:
             raise InputError(f"protocol.deepest_clicks must not be negative, found {self.deepest_clicks}")
 
@@ -80,11 +85,13 @@ class ClickProtocol(ClickRule):
 
     @property
     def placement(self) -> str:
-        """Where clicks go, in words; a subclass with a rule of its own is named with its own settings."""
+        """Where clicks go, in words; a subclass with a rule of its own is named with its settings."""
         if type(self).click is not ClickProtocol.click:
-            usual = {entry.name for entry in fields(ClickProtocol)}
-            own = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in usual]
-            return f"clicks by {type(self).__name__}({', '.join(own)})"
+            shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SHOWN_APART}
+            if not self.deepest_clicks:
+                del shown["deepest_clicks"]
+            rule = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+            return f"clicks by {type(self).__module__}.{type(self).__qualname__}({rule})"
         if not self.deepest_clicks:
             return "clicks drawn from all wrong voxels"
         first = f"the first {self.deepest_clicks} clicks in the middle of the largest error"
@@ -94,6 +101,9 @@ class ClickProtocol(ClickRule):
         """See :class:`ClickRule`."""
         rule = deepest_click if number <= self.deepest_clicks else error_click
         return rule(predicted, target, draw)
+
+
+_SHOWN_APART = ("accumulate", "threshold", "best_so_far")
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,7 @@ def evaluation_rollout(
         elif number == 1 and first is not None:
             clicks.append(first)
         else:
-            clicks.append(protocol.click(number, predicted, target, draw))
+            clicks.append(_inside(protocol.click(number, predicted, target, draw), target, protocol))
         logits = segmenter.segment(clicks)
         whole = segmenter.mask if isinstance(segmenter, WholeVolume) else None
         predicted = logits > protocol.threshold
@@ -167,6 +177,21 @@ def evaluation_rollout(
                 best, best_dice = (logits, whole), dice
             logits, whole = best
         yield RolloutStep(number, tuple(clicks), logits, seconds, whole)
+
+
+def _inside(click: Click, target: Tensor, protocol: ClickProtocol) -> Click:
+    """A click that lies within the patch, whoever set it.
+
+    Raises:
+        InputError: it lies elsewhere, or is none.
+    """
+    usable = isinstance(click, Click) and len(click.index) == 3 and all(type(i) is int for i in click.index)
+    if not usable or not all(0 <= i < n for i, n in zip(click.index, target.shape, strict=True)):
+        raise InputError(
+            f"click protocol {type(protocol).__qualname__}: set {click!r}; expected a Click of three whole numbers "
+            f"within a patch of {tuple(target.shape)} voxels"
+        )
+    return click
 
 
 def _clock(device: torch.device) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uscl.data.patches import Grid, cut_box
 from uscl.data.volume import Array, Index, Volume
-from uscl.errors import InputError
+from uscl.prompting.answers import as_logits
 from uscl.prompting.clicks import Click
 
 
@@ -48,24 +48,18 @@ class WholeVolume:
         self.mask: NDArray[np.bool_] = np.zeros(volume.shape, bool)
 
     def set_image(self, image: Tensor) -> None:
-        """Gives the method the whole volume; the patch, [1, 1, S, S, S], is not looked at."""
-        self._method.set_image(self._volume)
+        """Gives the method a copy of the whole volume; the patch, [1, 1, S, S, S], is not looked at."""
+        self._method.set_image(self._volume.with_array(self._volume.array.copy()))
 
     def segment(self, clicks: Sequence[Click]) -> Tensor:
         """Logits [S, S, S] of the patch, resampled from what the method says of the volume.
 
         Raises:
-            InputError: the method's answer has another shape than the volume.
+            InputError: the method's answer cannot be used (see :func:`~uscl.prompting.answers.as_logits`).
         """
         places = np.add([click.index for click in clicks], self._corner).tolist()
         placed = [Click(self._grid.to_source(at), click.foreground) for at, click in zip(places, clicks, strict=True)]
-        found = np.asarray(self._method.segment(placed))
-        if found.shape != self._volume.shape:
-            raise InputError(
-                f"{type(self._method).__name__}: segmented {found.shape} voxels of a volume of {self._volume.shape}; "
-                "expected a mask or logits on the volume's own grid"
-            )
-        self.mask = found > 0
-        logits = np.where(found, 1.0, -1.0) if found.dtype == bool else found
-        prepared = self._grid.resample(self._grid.orient(logits.astype(np.float32)), nearest=False)
+        logits = as_logits(self._method.segment(placed), self._volume.shape, self._method).float().cpu().numpy()
+        self.mask = logits > 0
+        prepared = self._grid.resample(self._grid.orient(logits), nearest=False)
         return torch.from_numpy(cut_box(prepared, self._corner, self._size))

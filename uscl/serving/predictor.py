@@ -67,6 +67,8 @@ class Predictor:
         tuning: type[TuningMethod] | str | None = None,
     ) -> None:
         named = TUNING_METHODS.find(tuning) if isinstance(tuning, str) else tuning
+        if named is not None and not (isinstance(named, type) and issubclass(named, TuningMethod)):
+            raise InputError(f"tuning is {named!r}; expected a class on uscl.tuning.TuningMethod, or its dotted path")
         found = load_adapter(adapter, () if named is None else (named,)) if adapter is not None else None
         self.trunk: Trunk = load_trunk(found.backbone if found else backbone, weights)
         if found is not None:

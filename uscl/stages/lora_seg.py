@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 import uscl
-from uscl.backbone import SamMed3D, SamMed3DConfig, Trunk, announce_trunk, load_trunk
+from uscl.backbone import VARIANTS, SamMed3D, SamMed3DConfig, Trunk, announce_trunk, load_trunk
 from uscl.backbone.small_patches import on_small_patches
 from uscl.data.batches import LabelledPatch
 from uscl.errors import InputError
@@ -28,7 +28,16 @@ from uscl.prompting import (
 from uscl.seeds import run_seed
 from uscl.stages.checkpoints import check_checkpoint, remember_trunk
 from uscl.stages.preprocessing import data_preprocessing, warn_of_other_preprocessing
-from uscl.tuning import Adapter, LoRA, TuningMethod, is_own, load_adapter, train_only, trainable_parameters
+from uscl.tuning import (
+    Adapter,
+    LoRA,
+    TuningMethod,
+    check_method,
+    is_own,
+    load_adapter,
+    train_only,
+    trainable_parameters,
+)
 from uscl.tuning.method import Part
 
 log = logging.getLogger(__name__)
@@ -57,8 +66,9 @@ class LoRASegModule(PromptableModule):
         clicks: how clicks are simulated in training: :class:`~uscl.prompting.TrainingClicks` on one object per patch,
             as SAM-Med3D trains, or :class:`~uscl.prompting.ObjectClicks` on all of them (``data.sampling.objects``).
         evaluation: how validations and tests click and score.
-        inference: how masks are made in tests and predictions: ``published``, ``refined``, or its settings. Null is
-            published in tests, and in predictions refined for the backbones that this was measured on.
+        inference: how masks are made in tests and predictions: ``published``, ``refined``, or its settings, of which
+            those not named are as published. Null is published in tests, and in predictions refined for the backbones
+            that this was measured on.
         optimizer: null is AdamW with SAM-Med3D's settings.
         lr_scheduler: stepped once per epoch.
         activation_checkpointing: recompute encoder blocks in the backward pass: less memory, more time.
@@ -83,12 +93,15 @@ class LoRASegModule(PromptableModule):
         super().__init__(evaluation)
         if adapter and vcl_adapter:
             raise InputError("give model.adapter (a finished stage 2) or model.vcl_adapter (a stage 1), not both")
+        if tuning is not None:
+            check_method(tuning)
         self.backbone = backbone
         self.weights = weights
         self.adapter_file = adapter
         self.vcl_adapter_file: str | None = None
         self.tuning = tuning
         self.clicks = clicks
+        resolve_inference(inference, VARIANTS["mini"])  # one that is none is refused now
         self.inference = inference
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -146,9 +159,15 @@ class LoRASegModule(PromptableModule):
 
         Raises:
             InputError: the patches have another size than the model takes, or a tuning method was inserted that nobody
-                has trained, and the untouched backbone would be tested under its name.
+                has trained, and the untouched backbone, or stage 1 alone, would be tested under its name.
         """
-        if self.tuning is not None and not (self.adapter_file or self.vcl_adapter_file or self._has_trained):
+        named = self.vcl_adapter_file is not None and self.evaluation.method is not None
+        if self.tuning is not None and not (self.adapter_file or self._has_trained or named):
+            if self.vcl_adapter_file is not None:
+                raise InputError(
+                    "model.vcl_adapter alone has nothing of stage 2: test with --model.adapter "
+                    "RUN/adapter.safetensors, or name what is tested with --model.evaluation.method"
+                )
             raise InputError(
                 "model.tuning is set, but nothing tuned is given to test: add --model.adapter "
                 "RUN/adapter.safetensors, or --model.tuning null for the untouched backbone"
@@ -166,9 +185,10 @@ class LoRASegModule(PromptableModule):
         if stage == "test" and used != usual:
             log.info(
                 "Inference: %s. `uscl segment` and `uscl predict` use another with this backbone: %s "
-                "(--model.inference refined tests that)",
+                "(--model.inference %s tests that)",
                 used.in_words,
                 usual.in_words,
+                "published" if usual == PUBLISHED else "refined",
             )
         else:
             log.info("Inference: %s", used.in_words)
@@ -223,16 +243,22 @@ class LoRASegModule(PromptableModule):
         """How the backbone was tuned, for reports."""
         if not self._inserted:
             return {"family": "Baseline" if self.method == UNTOUCHED else self.method}
-        method = next(iter(self._inserted.values()))
-        usual = method.title if not self._after_vcl else OURS
-        own = self.method if self.method != usual or not is_own(type(method)) else ""
+        # Beside a tuned decoder the encoder may hold the LoRA of stage 1, frozen.
+        method = self._inserted.get("decoder") or self._inserted["encoder"]
+        usual = self._name_of(method)
         return {
             "family": type(method).__name__,
-            "modules": "both" if len(self._inserted) > 1 else next(iter(self._inserted)),
+            "modules": method.modules if len(self._inserted) > 1 else next(iter(self._inserted)),
             "rank": method.rank,
             "vcl": self._after_vcl,
-            "label": own,
+            "label": self.method if self.method != usual else "" if is_own(type(method)) else method.title,
         }
+
+    def _name_of(self, tuning: TuningMethod) -> str:
+        """What a tuned backbone is called in result rows, unless it is given a name."""
+        if not self._after_vcl:
+            return tuning.title
+        return OURS if is_own(type(tuning)) else f"{tuning.title} after VCL"
 
     def _start_from(self, adapter: Adapter) -> None:
         assert self.trunk is not None
@@ -254,7 +280,7 @@ class LoRASegModule(PromptableModule):
 
     def _start_fresh(self, tuning: TuningMethod) -> None:
         assert self.trunk is not None
-        self.method = self.method or (tuning.title if self.vcl_adapter_file is None else OURS)
+        self.method = self.method or self._name_of(tuning)
         if self.vcl_adapter_file is not None:
             self._inserted["encoder"] = _take_vcl(self.trunk, self.vcl_adapter_file, tuning, self._named_methods())
         for part in tuning.parts:

@@ -170,11 +170,25 @@ class PretrainModule(PromptableModule):
 
     def segmenter(self, stage: str) -> SamMed3DSegmenter:
         """The backbone as it is."""
-        return SamMed3DSegmenter(self.net)
+        return SamMed3DSegmenter(self.net, PUBLISHED, self.evaluation.protocol.accumulate)
 
     def inference_of(self, stage: str) -> Inference:
         """Published: what is trained here is judged by itself."""
         return PUBLISHED
+
+    def on_test_start(self) -> None:
+        """Refuses: weights that are in no file have no name for the rows.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("stage 0 is trained; test what it leaves with --model LoRASegModule --model.weights FILE")
+
+    on_predict_start = on_test_start
+
+    def described(self) -> dict[str, Any]:
+        """Nothing: reports are of what tunes a backbone."""
+        return {}
 
     @property
     def weights_in_words(self) -> str:

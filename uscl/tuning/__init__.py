@@ -6,6 +6,7 @@ from uscl.tuning.full import FullTuning
 from uscl.tuning.lora import LoRA, lora_state_dict, merge_lora
 from uscl.tuning.method import TuningMethod, train_only, trainable_parameters
 from uscl.tuning.registry import TUNING_METHODS, is_own
+from uscl.tuning.settings import check_method
 
 __all__ = [
     "TUNING_METHODS",
@@ -14,6 +15,7 @@ __all__ = [
     "FullTuning",
     "LoRA",
     "TuningMethod",
+    "check_method",
     "is_own",
     "load_adapter",
     "lora_state_dict",

@@ -22,7 +22,8 @@ import uscl
 from uscl.backbone import SamMed3DConfig, Trunk
 from uscl.errors import InputError
 from uscl.tuning.method import PARTS, Part, TuningMethod
-from uscl.tuning.registry import TUNING_METHODS
+from uscl.tuning.registry import TUNING_METHODS, is_own
+from uscl.tuning.settings import class_path, restore_method, settings_of
 
 FORMAT = "uscl-adapter-3"
 _EARLIER = "uscl-adapter-2"
@@ -95,8 +96,7 @@ class Adapter:
 def save_adapter(path: str | os.PathLike[str], adapter: Adapter) -> None:
     """Writes an adapter file in one step: a reader never meets half of it."""
     described = {key: value for key, value in asdict(replace(adapter, tensors={})).items() if key != "tensors"}
-    for part, method in adapter.tuning.items():
-        described["tuning"][part] = {"method": class_path(type(method)), **described["tuning"][part]}
+    described["tuning"] = {part: settings_of(method) for part, method in adapter.tuning.items()}
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
@@ -137,8 +137,8 @@ def load_adapter(path: str | os.PathLike[str], named: Sequence[type[TuningMethod
         described = json.loads(metadata["adapter"])
         described["backbone"] = SamMed3DConfig(**described["backbone"])
         described["tuning"] = {
-            part: _class_of(options.pop("method"), named, file)(**options)
-            for part, options in described["tuning"].items()
+            part: restore_method(_class_of(settings.pop("method"), named, file), settings)
+            for part, settings in described["tuning"].items()
         }
         if unknown := set(described["tuning"]) - set(PARTS):
             raise ValueError(f"no part {min(unknown)!r}")
@@ -154,11 +154,6 @@ def load_adapter(path: str | os.PathLike[str], named: Sequence[type[TuningMethod
         ) from error
 
 
-def class_path(kind: type) -> str:
-    """Module and name of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 def _class_of(wanted: str, named: Sequence[type[TuningMethod]], file: Path) -> type[TuningMethod]:
     """The class that an adapter asks for, of those that may be used."""
     if wanted in TUNING_METHODS:  # format 2
@@ -167,8 +162,9 @@ def _class_of(wanted: str, named: Sequence[type[TuningMethod]], file: Path) -> t
         if wanted == class_path(kind):
             return kind
     for kind in named:
-        # A class of a script has another module in every program that uses it.
-        if wanted in (class_path(kind), f"__main__.{kind.__qualname__}"):
+        # A class of a script is __main__'s while the script runs, and its module's elsewhere.
+        scripts = "__main__" in (kind.__module__, wanted.partition(".")[0])
+        if not is_own(kind) and (wanted == class_path(kind) or (scripts and wanted.endswith(f".{kind.__qualname__}"))):
             return kind
     raise UnknownMethodError(
         f"{file}: was made with the tuning method {wanted}, which is none of uscl's; if you trust that class, name it: "

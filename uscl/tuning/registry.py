@@ -9,7 +9,12 @@ from uscl.tuning.lora import LoRA
 from uscl.tuning.method import TuningMethod
 
 _OWN: tuple[type[TuningMethod], ...] = (LoRA, AdaptFormer, FullTuning)
-TUNING_METHODS: Registry[type[TuningMethod]] = Registry("tuning method", {kind.__name__: kind for kind in _OWN})
+TUNING_METHODS: Registry[type[TuningMethod]] = Registry(
+    "tuning method",
+    {kind.__name__: kind for kind in _OWN},
+    lambda found: isinstance(found, type) and issubclass(found, TuningMethod),
+    "a class on uscl.tuning.TuningMethod",
+)
 
 
 def is_own(kind: type[TuningMethod]) -> bool:

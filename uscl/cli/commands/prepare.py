@@ -20,7 +20,7 @@ from rich.table import Table
 from uscl.data.checks import UNUSABLE, USABLE, CaseReport, check_and_prepare, write_report
 from uscl.data.datasets import DataSet, write_manifest
 from uscl.data.patches import Preprocessing
-from uscl.data.registry import DATA_SETS
+from uscl.data.registry import read_data_set
 from uscl.data.store import require_blosc2, write_data_set
 from uscl.errors import InputError
 
@@ -76,7 +76,7 @@ def prepare(
         raise InputError("--out: give the folder to prepare into")
     require_blosc2()
     folder = Path(out).expanduser()
-    data_set = DATA_SETS.find(dataset)(source, modality).only(classes)
+    data_set = read_data_set(dataset, source, modality).only(classes)
     if data_set.store is not None:
         raise InputError(f"{source}: is prepared already; use it as --data.dataset prepared --data.root {source}")
     origin = {

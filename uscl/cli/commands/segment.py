@@ -51,7 +51,8 @@ def segment(
         reading: what the frames of a sweep do not know, and what of them is blackened.
         device: cpu, cuda, cuda:1, ...
         inference: how the mask is made from the clicks: published, as SAM-Med3D does; refined; or its settings, e.g.
-            --inference.shifts 8. Null: refined for mini and mini_fine, published for others.
+            --inference.shifts 8, where those not named are as published. Null: refined for mini and mini_fine,
+            published for others.
         tuning: class of the adapter's tuning method where it is none of uscl's, MODULE.NAME; it is imported.
         picture: also write a PNG of the mask on its largest slice.
         overwrite: replace files that exist.

@@ -102,7 +102,7 @@ def _check_settings(run: Path, command: list[str]) -> None:
     from uscl.cli.lightning_cli import resolve
 
     began = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    differing = sorted(name for name in differences(began, resolve(command[3:])) if not name.endswith(".save_dir"))
+    differing = sorted(differences(began, resolve(command[3:])))
     if differing:
         raise InputError(
             f"{run}: finished with another {differing[0]} than the command asks for now; choose another --out"

@@ -9,6 +9,8 @@ from uscl.registry import Registry
 LAYOUTS: Registry[Layout] = Registry(
     "phantom layout",
     {layout.name: layout for layout in (ultrasound.LAYOUT, amos.LAYOUT, totalsegmentator.LAYOUT, brats.LAYOUT)},
+    lambda found: isinstance(found, Layout),
+    "a uscl.phantom.study.Layout",
 )
 
 __all__ = ["LAYOUTS"]
