@@ -293,7 +293,7 @@ def test_the_same_twice_on_a_phantom(weights, study, caplog, monkeypatch):
     frames = np.moveaxis(image, (2, 1, 0), (0, 1, 2)).astype(np.uint8)
     masks = np.moveaxis(label, (2, 1, 0), (0, 1, 2))
     drawn = masks == np.bincount(masks[masks > 0].astype(int)).argmax()
-    monkeypatch.setattr(seggpt, "_TOLD_EVERY", 0.0)
+    monkeypatch.setattr(seggpt, "_REPORTED_EVERY", 0.0)
     keys = {0: drawn[0], 5: drawn[5], 11: drawn[11]}
     wanted = [frame for frame in range(12) if frame not in keys]
     with caplog.at_level(logging.INFO, "uscl"):
