@@ -23,9 +23,10 @@ from rich.table import Table
 
 from uscl.backbone import load_trunk
 from uscl.data import Preprocessing
+from uscl.data.batches import single
 from uscl.data.cache import CaseCache
 from uscl.data.datasets.amos import read_amos
-from uscl.data.evaluation_patches import LabelledObjects, single
+from uscl.data.evaluation_patches import LabelledObjects
 from uscl.evaluation.metrics import Reference
 from uscl.prompting import SamMed3DSegmenter, evaluation_rollout
 from uscl.seeds import seeded_draw
@@ -77,7 +78,7 @@ def main() -> None:
             item = single([objects[number]])
             seconds["read and prepare"] += perf_counter() - begin
             reference = Reference(item.truth.mask, item.truth.spacing)
-            draw = partial(seeded_draw, "click", item["data_set"], item.case, item.class_name)
+            draw = partial(seeded_draw, *item.click_key)
             begin = perf_counter()
             for step in evaluation_rollout(segmenter, item.image, item.target, arguments.clicks, draw):
                 seconds["encode and decode"] += perf_counter() - begin

@@ -2,7 +2,7 @@
 
 The training sweeps of a phantom study are labelled from five key frames each, flagged frames left out; the same LoRA is
 trained on these and on the full labels, with the same seed and as many steps; both are tested on the test sweeps' own
-labels. Interrupted, it goes on.
+labels (`experiments/eval_us.yaml`). Interrupted, it goes on.
 
     python benchmarks/pseudo_label_training.py runs/ablation/data --out runs/pseudo_label_training [--epochs 10]
 """
@@ -63,6 +63,8 @@ def main() -> None:
             str(arguments.epochs),
             "--trainer.limit_val_batches",
             "0",
+            "--test_with",
+            "[]",
         )
         _run(
             test,

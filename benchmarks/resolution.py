@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from uscl.backbone import SamMed3D, load_trunk
 from uscl.backbone.mask_decoder import cells_in_place
+from uscl.data.batches import RenderedPatch
 from uscl.data.patches import Preprocessing
 from uscl.phantom.pretraining import Curriculum, RenderedPatches, build_anatomies
 from uscl.prompting import Click
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def look_at(model: SamMed3D, patch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def look_at(model: SamMed3D, patch: RenderedPatch) -> tuple[Tensor, ...]:
     """Cell intensities, their token means, embedding, upscaled features and logits of one patch.
 
     Returns:

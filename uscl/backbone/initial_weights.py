@@ -17,7 +17,7 @@ and is marked with
 whose sign is the mask: the classifier by kernel density (Parzen window) of the clicks, over place and intensity. Where
 the decoder has room (prompt_dim of 80 or more), cells finer than a token begin compared with levels of intensity. All
 weights stay free: training may undo any of this, and does at once at learning rates that suit random weights.
-How near the model comes to the formula: tests/stages/test_initial_weights.py.
+How near the model comes to the formula: tests/backbone/test_initial_weights.py.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import uscl
 from uscl.cli.experiments import find_experiments
+from uscl.cli.refusals import reason_in
 from uscl.errors import InputError
 
 _VERBS = {
@@ -81,7 +82,7 @@ def _run_tool(name: str, args: list[str]) -> None:
     The first parameter is positional, switches are ``--name`` alone, everything else is ``--name VALUE``.
     """
     from docstring_parser import parse
-    from jsonargparse import ActionYesNo, ArgumentParser
+    from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
     module = name.replace("-", "_")
     function: Callable[..., None] = getattr(import_module(f"uscl.cli.commands.{module}"), module)
@@ -89,18 +90,24 @@ def _run_tool(name: str, args: list[str]) -> None:
     help_of = {parameter.arg_name: parameter.description for parameter in text.params}
     parameters = signature(function).parameters
     first, switches = next(iter(parameters)), [key for key, value in parameters.items() if value.default is False]
-    parser = ArgumentParser(prog=f"uscl {name}", description=text.short_description)
+    passed_on = {_PASSED_ON} & parameters.keys()
+    further = "".join(f"{key}: {help_of[key]}" for key in passed_on)
+    parser = ArgumentParser(
+        prog=f"uscl {name}", description=text.short_description, epilog=further, exit_on_error=False
+    )
     kind = get_type_hints(function)[first]
     if get_origin(kind) is list:
         parser.add_argument(first, type=get_args(kind)[0], nargs="+", help=help_of[first])
     else:
         parser.add_argument(first, type=kind, help=help_of[first])
-    passed_on = {_PASSED_ON} & parameters.keys()
     parser.add_function_arguments(function, as_positional=False, skip={first, *switches, *passed_on})
     for switch in switches:
         parser.add_argument(f"--{switch}", action=ActionYesNo, default=False, help=help_of[switch])
     own, settings = _split_settings(_plain_options(args)) if passed_on else (_plain_options(args), [])
-    options = parser.instantiate_classes(parser.parse_args(own))
+    try:
+        options = parser.instantiate_classes(parser.parse_args(own))
+    except ArgumentError as error:
+        raise InputError(f"{reason_in(str(error))} (`uscl {name} --help` lists the options)") from error
     function(**options.as_dict(), **dict.fromkeys(passed_on, settings))
 
 

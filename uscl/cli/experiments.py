@@ -36,7 +36,7 @@ def find_experiments(args: Iterable[str]) -> list[str]:
     """Arguments in which every YAML file that only the package has is named by its place there."""
     found = []
     for arg in args:
-        option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+        option, equals, value = arg.partition("=") if arg.startswith("-") else ("", "", arg)
         found.append(option + equals + (find_experiment(value) if value.endswith((".yaml", ".yml")) else value))
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ActionYesNo
+from jsonargparse import ActionYesNo, ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,7 +21,9 @@ from lightning.pytorch.utilities import rank_zero_info
 import uscl
 from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Scoring, WeightsExport
 from uscl.callbacks.scoring import earlier_test
+from uscl.cli.experiments import find_experiments
 from uscl.cli.follow_up import parse_experiments, run_tests
+from uscl.cli.refusals import reason_in
 from uscl.cli.run_folder import (
     begin_record,
     claim_run_folder,
@@ -325,7 +327,7 @@ _OPTIONS: dict[str, Any] = {
     "save_config_kwargs": {"save_to_log_dir": False},
     "seed_everything_default": 0,
     "auto_configure_optimizers": False,
-    "parser_kwargs": {"prog": "uscl", "version": uscl.__version__},
+    "parser_kwargs": {"prog": "uscl", "version": uscl.__version__, "exit_on_error": False},
 }
 # What every experiment shares: one device unless asked for more, and clipped gradients.
 _TRAINER = {"accelerator": "auto", "devices": 1, "gradient_clip_val": 1.0}
@@ -336,12 +338,17 @@ def resolve(args: list[str]) -> dict[str, Any]:
 
     Args:
         args: the command line, beginning with the verb.
+
+    Raises:
+        InputError: the parser refuses it.
     """
     _quieten()
     try:
-        _ParseOnly(**_OPTIONS, trainer_defaults=dict(_TRAINER), args=args)
+        _ParseOnly(**_OPTIONS, trainer_defaults=dict(_TRAINER), args=find_experiments(args))
     except _Parsed as parsed:
         return parsed.config
+    except ArgumentError as error:
+        raise InputError(reason_in(str(error))) from error
     raise AssertionError("parsing ends with the settings")
 
 
@@ -350,10 +357,15 @@ def run(args: list[str]) -> None:
 
     Args:
         args: the command line, beginning with the verb.
+
+    Raises:
+        InputError: the parser refuses it, or what it asks for cannot be used.
     """
     _quieten()
     try:
         UsclCLI(**_OPTIONS, trainer_defaults=dict(_TRAINER), args=args)
+    except ArgumentError as error:
+        raise InputError(f"{reason_in(str(error))} (`uscl {args[0]} --help` lists the options)") from error
     except ValueError as error:
         # What a module or data module says while it is built comes wrapped in jsonargparse's words.
         reason: BaseException | None = error

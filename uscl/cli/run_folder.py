@@ -102,6 +102,9 @@ def differences(began: Any, now: Any, name: str = "") -> Iterator[str]:
             inner = f"{name}.{key}" if name else key
             if inner not in _OF_THE_CALL and not inner.endswith(".save_dir"):
                 yield from differences(began.get(key), now.get(key), inner)
+    elif isinstance(began, list) and isinstance(now, list) and len(began) == len(now):
+        for number, (one, other) in enumerate(zip(began, now, strict=True)):
+            yield from differences(one, other, f"{name}[{number}]")
     elif began != now:
         yield name
 

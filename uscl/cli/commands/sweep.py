@@ -27,6 +27,7 @@ from rich.table import Table
 
 from uscl.cli.commands.slurm import Slurm, run_on_slurm
 from uscl.cli.commands.sweep_file import SweepFile, cell_command, cell_name, command_mark, read_sweep_file
+from uscl.cli.refusals import reason_in
 from uscl.cli.run_folder import RECORD, differences
 from uscl.errors import InputError
 
@@ -53,14 +54,18 @@ def sweep(
         slurm: run the cells as jobs of SLURM, e.g. `--slurm.minutes 240 --slurm.partition gpu`; null runs them here.
         skip_missing_weights: a cell whose weights are not on this machine is noted as such and is no failure.
         settings: further options of every cell: `--model...`, `--data...`, `--trainer...`, `--config FILE`,
-            `--test_with ...` and `--seed_everything N` are passed on, e.g. `--data.root FOLDER`.
+            `--test_with ...` and `--seed_everything N` are passed on, e.g. `--data.root FOLDER`. What the file sweeps
+            over stays as it says.
 
     Raises:
         InputError: the file cannot be used, or a cell failed; all others have been run then.
     """
     asked, folder = read_sweep_file(Path(file)), Path(out).expanduser()
-    if swept := sorted({setting[2:].partition("=")[0] for setting in settings} & asked.cells[0].keys()):
+    passed = {setting[2:].partition("=")[0] for setting in settings}
+    if swept := sorted(passed & (asked.cells[0].keys() - {"config"})):
         raise InputError(f"--{swept[0]}: {file} sweeps over it; leave it out")
+    if "trainer.default_root_dir" in passed:
+        raise InputError("--trainer.default_root_dir: every cell has a folder of its own in --out; leave it out")
     commands = {
         cell_name(cell): cell_command(asked.command, cell, folder / cell_name(cell), settings) for cell in asked.cells
     }
@@ -70,14 +75,21 @@ def sweep(
         return
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, found {jobs}")
+    if settings:
+        # What no cell can be run with must not leave a folder of cells that failed.
+        _settings_of(*next(iter(commands.items())))
     _claim(folder, command_mark(asked, settings))
-    finished = {name for name in commands if _record(folder / name).get("status") == FINISHED}
+    finished = {name for name in commands if _has_finished(folder / name)}
     for name in sorted(finished):
         _check_settings(folder / name, commands[name])
     waiting = {
         name: partial(run_cell, folder, name, command) for name, command in commands.items() if name not in finished
     }
-    running = _run_here(waiting, jobs) if slurm is None else run_on_slurm(folder, waiting, slurm, jobs)
+    running = (
+        _run_here(waiting, min(jobs, len(waiting)) or 1)
+        if slurm is None
+        else run_on_slurm(folder, waiting, slurm, jobs)
+    )
     for _ in track(running, f"Running {len(waiting)} of {len(commands)} cells", total=len(waiting)):
         pass
     rows = [_row(folder, asked, cell) for cell in asked.cells]
@@ -99,14 +111,26 @@ def _check_settings(run: Path, command: list[str]) -> None:
     Raises:
         InputError: a setting differs, in whichever of its YAML files it is.
     """
-    from uscl.cli.lightning_cli import resolve
-
     began = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    differing = sorted(differences(began, resolve(command[3:])))
+    differing = sorted(differences(began, _settings_of(run.name, command)))
     if differing:
         raise InputError(
             f"{run}: finished with another {differing[0]} than the command asks for now; choose another --out"
         )
+
+
+def _settings_of(name: str, command: list[str]) -> dict[str, Any]:
+    """The resolved settings of a cell.
+
+    Raises:
+        InputError: it cannot be run with what is given.
+    """
+    from uscl.cli.lightning_cli import resolve
+
+    try:
+        return resolve(command[3:])
+    except InputError as error:
+        raise InputError(f"cell {name}: {error}") from error
 
 
 def _run_here(cells: Mapping[str, Callable[..., bool]], jobs: int) -> Iterator[str]:
@@ -182,7 +206,7 @@ def run_cell(
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             return False
-        if _record(folder / name).get("status") != FINISHED:
+        if not _has_finished(folder / name):
             stream.truncate(0)
             if not (folder / name / RECORD).exists():
                 # Killed before it had a record; --overwrite would not take it for a run.
@@ -209,9 +233,21 @@ def _claim(folder: Path, wanted: dict[str, Any]) -> None:
         found = json.loads(text) if text else wanted
     except ValueError:
         found = None
-    if found != wanted:
-        raise InputError(f"{folder}: holds the cells of another command; choose another --out")
+    if not isinstance(found, dict):
+        raise InputError(f"{mark}: cannot be read; choose another --out")
+    found.setdefault("settings", [])  # sweeps of before 0.2 took none
+    if differing := [key for key, value in wanted.items() if found.get(key) != value]:
+        (key, *_) = differing
+        raise InputError(
+            f"{folder}: holds cells of other {key}, {found.get(key)}, than are asked for, {wanted[key]}; choose another "
+            "--out"
+        )
     (folder / "logs").mkdir(exist_ok=True)
+
+
+def _has_finished(run: Path) -> bool:
+    """Whether a cell came to its end and says with which settings."""
+    return _record(run).get("status") == FINISHED and (run / "config.yaml").is_file()
 
 
 def _record(run: Path) -> dict[str, Any]:
@@ -253,16 +289,13 @@ def _last_value(file: Path, metric: str) -> float:
 
 
 def _reason(file: Path) -> str:
-    """The line of a log that says why a cell failed: the innermost reason of the parser, or the last word of Python."""
+    """What a log says of why a cell failed: the last error in it, or its last line."""
     if not file.is_file():
         slurm = file.parents[1] / "slurm"
         return f"it never began; what SLURM said lies in {slurm}" if slurm.is_dir() else "it never began"
     lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    parser = [line[2:] for line in lines if line.startswith("- ") and not line.startswith(("- Expected", "- Does not"))]
-    if "Errors:" in lines and parser:
-        return parser[0]
-    said = [line for line in lines if "error: " in line.lower()]
-    return [*lines[-1:], *said[-1:]][-1] if lines else "no output"
+    said = [number for number, line in enumerate(lines) if "error: " in line.lower()]
+    return reason_in("\n".join(lines[said[-1] if said else -1 :])) if lines else "no output"
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -79,7 +79,10 @@ def read_sweep_file(path: Path) -> SweepFile:
     unique = {json.dumps(cell, default=str): cell for cell in cells}
     names = [cell_name(cell) for cell in unique.values()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{path}: two cells would be called {twice[0]}; give the files names of their own")
+        raise InputError(
+            f"{path}: two cells would be called {twice[0]}; cells are called after their values, and after files without "
+            "their folders: give those names of their own"
+        )
     return SweepFile(
         tuple(str(part) for part in command), tuple(unique.values()), metric.get("name"), goal == "maximize"
     )
@@ -192,16 +195,20 @@ def cell_command(
     """The command of a cell with its macros filled in, further settings, and the folder it is to write to.
 
     ``${args}`` becomes ``--name=value`` for every parameter, as W&B's agent has it; but null and what lists and
-    mappings hold are written so that the parser reads them again as what they are.
+    mappings hold are written so that the parser reads them again as what they are. After further settings the
+    parameters stand again: a file among the settings must not replace what is swept over.
 
     Raises:
         InputError: a macro is not known.
     """
     filled: list[str] = []
+    arguments = [f"--{name}={_argument(value)}" for name, value in cell.items()]
+    if settings:
+        settings = [*settings, *(argument for argument in arguments if not argument.startswith("--config="))]
     for given in command:
         part = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda found: os.environ.get(found[1], found[1]), given)
         if part == "${args}":
-            filled += [f"--{name}={_argument(value)}" for name, value in cell.items()]
+            filled += arguments
         elif part in _MACROS:
             filled += _MACROS[part]
         elif "${" in part:
