@@ -75,7 +75,7 @@ def test_cells_over_configs_are_called_after_the_files(tmp_path):
     assert cell_name({"config": "experiments/eval_amos.yaml", "model": "A"}) == "config-eval_amos_model-A"
     content = {"method": "grid", "parameters": {"config": {"values": ["a/x.yaml", "b/x.yaml"]}}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match=r"s\.yaml: two cells would be called config-x; give the files names"):
+    with pytest.raises(InputError, match=r"s\.yaml: two cells would be called config-x; cells are called after"):
         read_sweep_file(tmp_path / "s.yaml")
 
 

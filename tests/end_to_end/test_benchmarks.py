@@ -45,6 +45,17 @@ def one_scan(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("name", sorted({path.stem for path in SCRIPT.parent.glob("*.py")} - {"memory"}))
+def test_every_benchmark_starts(name, monkeypatch, capsys):
+    script = SCRIPT.with_name(f"{name}.py")
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(script), run_name="__main__")
+    assert left.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
 def test_every_run_leaves_its_rows_in_a_folder_of_its_own(one_scan, run):
     for _ in range(2):
         assert run("--weights", "random", "--set", "cubes", "folder", "scans", "-") == 0

@@ -52,6 +52,7 @@ record = {"status": "failed" if failed else "finished", "started": "2026-01-01T0
 if not failed:
     record["ended"] = "2026-01-01T00:01:30.500+00:00"
 (run / "run.json").write_text(json.dumps(record))
+(run / "config.yaml").touch()
 sys.exit(failed)
 """
 

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 from end_to_end.running import EXPERIMENTS, STUDY, in_process, uscl
+
+from uscl.cli.lightning_cli import resolve
 
 FIXED = {
     "model.backbone": "tiny",
@@ -103,17 +106,61 @@ def test_a_finished_cell_counts_as_long_as_all_its_settings_are_the_same(study, 
     assert "finished with another data.init_args.batch_size" in capsys.readouterr().err
     # Another command would mix cells that cannot be compared.
     assert uscl(f"sweep {file} --out {out} --trainer.max_epochs 2") == 2
-    assert "another command" in capsys.readouterr().err
-    assert uscl(f"sweep {file} --out {out} --model.tuning.rank 4") == 2
-    assert "--model.tuning.rank: " in capsys.readouterr().err
+    assert "holds cells with the settings [], asked for are those with" in capsys.readouterr().err
+    # A finished cell whose settings are not known may be of any.
+    (next(out.glob("*/config.yaml"))).unlink()
+    (tmp_path / "data.yaml").write_text("class_path: PhantomDataModule\ninit_args: {batch_size: 2}\n")
+    assert uscl(f"sweep {file} --out {out}") == 0
+    assert len(list(out.glob("*/config.yaml"))) == 1
+    # Sweeps of earlier versions noted no settings.
+    mark = json.loads((out / "sweep.json").read_text())
+    del mark["settings"]
+    (out / "sweep.json").write_text(json.dumps(mark))
+    assert uscl(f"sweep {file} --out {out}") == 0
 
 
-def test_options_that_are_neither_of_the_sweep_nor_of_its_cells_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    {
+        "--model.tuning.rank 4": "--model.tuning.rank: ",
+        "--model.tuning.rnk 4": "cell rank-2: model.tuning: Option 'rnk' is not accepted",
+        "--trainer.default_root_dir here": "--trainer.default_root_dir: every cell has a folder of its own in --out",
+        "--jbos 2": "jbos",
+    }.items(),
+)
+def test_options_that_no_cell_can_be_run_with_are_refused(option, message, tmp_path, capsys):
     file = write_sweep(tmp_path / "sweep.yaml", [2])
-    with pytest.raises(SystemExit) as left:
-        uscl(f"sweep {file} --out {tmp_path / 'out'} --jbos 2")
-    assert left.value.code == 2
-    assert "jbos" in capsys.readouterr().err
+    assert uscl(f"sweep {file} --out {tmp_path / 'out'} {option}") == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_swept_over_stays_though_a_file_among_the_options_says_otherwise(tmp_path, caplog):
+    (tmp_path / "over.yaml").write_text("model: {init_args: {tuning: {class_path: LoRA, init_args: {rank: 64}}}}\n")
+    file = write_sweep(tmp_path / "sweep.yaml", [2])
+    assert uscl(f"sweep {file} --out {tmp_path / 'out'} --dry-run --config {tmp_path / 'over.yaml'}") == 0
+    args = shlex.split(caplog.messages[-1])[3:]
+    assert resolve(args)["model"]["init_args"]["tuning"]["init_args"]["rank"] == 2
+
+
+def test_a_file_can_be_laid_over_cells_that_are_files(tmp_path, caplog):
+    content = {"method": "grid", "command": ["uscl", "test", "${args}"]}
+    content["parameters"] = {"config": {"values": ["experiments/eval_amos.yaml"]}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    over = "experiments/inference/refined.yaml"
+    assert uscl(f"sweep {tmp_path / 's.yaml'} --out {tmp_path / 'out'} --dry-run --config {over}") == 0
+    configs = [Path(part).name for part in shlex.split(caplog.messages[-1]) if part.startswith("--config=")]
+    assert configs == ["eval_amos.yaml", "refined.yaml"]
+
+
+def test_cells_are_resolved_from_any_folder(study, tmp_path, capsys, monkeypatch):
+    """Also when a finished one is compared, where the experiments are those of the package."""
+    monkeypatch.setattr("uscl.cli.commands.sweep.subprocess.run", in_process)
+    monkeypatch.chdir(tmp_path)
+    file = write_sweep(tmp_path / "sweep.yaml", [2])
+    file.write_text(file.read_text().replace(str(EXPERIMENTS), "experiments"))
+    for _ in range(2):
+        assert uscl(f"sweep {file} --out {tmp_path / 'out'} --data.root {study}") == 0
 
 
 def test_nothing_else_is_taken_for_a_sweep(tmp_path, capsys):

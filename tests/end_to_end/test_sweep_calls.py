@@ -83,6 +83,7 @@ with open(run / "times", "a") as stream:
     stream.write("x")
 print("said", flush=True)
 time.sleep(3)
+(run / "config.yaml").touch()
 (run / "run.json").write_text(json.dumps({"status": "finished"}))
 """
     command = [sys.executable, "-c", cell, str(tmp_path / "a")]

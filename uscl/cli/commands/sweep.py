@@ -85,11 +85,8 @@ def sweep(
     waiting = {
         name: partial(run_cell, folder, name, command) for name, command in commands.items() if name not in finished
     }
-    running = (
-        _run_here(waiting, min(jobs, len(waiting)) or 1)
-        if slurm is None
-        else run_on_slurm(folder, waiting, slurm, jobs)
-    )
+    at_once = min(jobs, len(waiting)) or 1
+    running = _run_here(waiting, at_once) if slurm is None else run_on_slurm(folder, waiting, slurm, at_once)
     for _ in track(running, f"Running {len(waiting)} of {len(commands)} cells", total=len(waiting)):
         pass
     rows = [_row(folder, asked, cell) for cell in asked.cells]
@@ -235,12 +232,12 @@ def _claim(folder: Path, wanted: dict[str, Any]) -> None:
         found = None
     if not isinstance(found, dict):
         raise InputError(f"{mark}: cannot be read; choose another --out")
-    found.setdefault("settings", [])  # sweeps of before 0.2 took none
+    found.setdefault("settings", [])  # Sweeps of earlier versions took none.
     if differing := [key for key, value in wanted.items() if found.get(key) != value]:
-        (key, *_) = differing
+        key = differing[0]
         raise InputError(
-            f"{folder}: holds cells of other {key}, {found.get(key)}, than are asked for, {wanted[key]}; choose another "
-            "--out"
+            f"{folder}: holds cells with the {key} {found.get(key)}, asked for are those with {wanted[key]}; choose "
+            "another --out"
         )
     (folder / "logs").mkdir(exist_ok=True)
 

@@ -80,8 +80,8 @@ def read_sweep_file(path: Path) -> SweepFile:
     names = [cell_name(cell) for cell in unique.values()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
-            f"{path}: two cells would be called {twice[0]}; cells are called after their values, and after files without "
-            "their folders: give those names of their own"
+            f"{path}: two cells would be called {twice[0]}; cells are called after their values, files without their "
+            "folders: give those names of their own"
         )
     return SweepFile(
         tuple(str(part) for part in command), tuple(unique.values()), metric.get("name"), goal == "maximize"
