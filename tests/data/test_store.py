@@ -17,7 +17,7 @@ from uscl.data.batches import LabelledPatch
 from uscl.data.cache import CaseCache
 from uscl.data.checks import check_and_prepare
 from uscl.data.datasets import Splitting, read_folder
-from uscl.data.store import key_of, open_case, read_prepared, summarise
+from uscl.data.store import key_of, open_case, read_prepared, summarise, write_case
 from uscl.data.training_patches import PatchSampling
 from uscl.data.volume import Volume
 from uscl.errors import InputError
@@ -315,6 +315,17 @@ def test_interrupted_runs_go_on_and_changed_files_are_prepared_again(tmp_path):
     assert set(open_case(out, SMALL, "case2")[3]) == {1}
     assert set(open_case(out, SMALL, "case1")[3]) == {1, 2}
     assert prepare(download(tmp_path / "other", 1), out) == 2, "a store is of one download"
+
+
+def test_who_writes_a_case_second_leaves_what_is_there(tmp_path):
+    """Another process may be reading it."""
+    array = np.ones((4, 4, 4), np.float32)
+    grid = SMALL.grid(Volume(array))
+    for value in (1, 2):
+        write_case(tmp_path, SMALL, "a", array * value, None, grid, True, {})
+    folder = tmp_path / key_of(SMALL)
+    assert [path.name for path in folder.iterdir()] == ["a"], "nothing half written is left"
+    assert open_case(tmp_path, SMALL, "a")[0][:].max() == 1
 
 
 def _prepare_in_process(root, out):

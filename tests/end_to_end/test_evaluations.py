@@ -86,7 +86,7 @@ def test_protocols_and_inference_and_what_they_change(runs, study, tmp_path):
 def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monkeypatch, capsys):
     whole = read_rows(runs / "eval_us/rows.csv")
     objects = len(whole) // 2
-    line = f"{scored(study, tmp_path)} {adapter(runs)}"
+    line = f"{scored(study, tmp_path)} {adapter(runs)} --trainer.default_root_dir null"
     tried, score = [], promptable.Reference.score
 
     def killed(*given):
@@ -98,7 +98,7 @@ def test_a_killed_test_is_resumed_and_redoes_nothing(runs, study, tmp_path, monk
     monkeypatch.setattr(promptable.Reference, "score", killed)
     with pytest.raises(RuntimeError, match="killed"):
         uscl(line)
-    folder = tmp_path / "eval_us"
+    folder = tmp_path / "runs" / "test"
     partial = folder / "rows.partial-0.csv"
     assert len(partial.read_text().splitlines()) == 4
     with partial.open("a") as stream:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from uscl.errors import InputError
 from uscl.evaluation.ablation import look_at, table3
+from uscl.evaluation.comparison import table1
 from uscl.evaluation.rows import read_rows
 from uscl.evaluation.runs import Setting, find_runs
 
@@ -22,6 +23,45 @@ def test_rows_that_do_not_say_how_they_were_made_are_not_mixed_with_others(study
     assert {row.inference for row in read_rows(file)} == {"not recorded"}
     with pytest.raises(InputError, match=r"not be compared \(.*not recorded"):
         find_runs([study])
+
+
+def of_an_earlier_version(test, options: dict, region: str = "label") -> None:
+    """Without the columns of words; the settings stood in the configuration alone."""
+    file = test / "rows.csv"
+    lines = file.read_text().splitlines()
+    if lines[0].endswith("protocol"):
+        file.write_text("\n".join(line.rsplit(",", 2)[0] for line in lines) + "\n")
+    config = {"model": {"class_path": "uscl.stages.LoRASegModule", "init_args": options}}
+    (test / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"init_args": {"region": region}}}))
+
+
+def test_tests_of_earlier_versions_have_their_words_in_their_settings(tmp_path):
+    tests = [write_run(tmp_path / name, "LoRA", {"sweeps": 0.5}, rank=rank) for name, rank in (("a", 8), ("b", 16))]
+    tests = [run / "tests" / "sweeps" for run in tests]
+    usual = {"protocol": {"deepest_clicks": 0}, "shifts": 1, "guided_filter": False, "first_twice": None}
+    for test in tests:
+        of_an_earlier_version(test, usual | {"backbone": "mini"})
+    runs = find_runs([tmp_path])
+    assert {run.inferences["sweeps"] for run in runs} == {"published"}
+    protocol = "patches around the label, clicks drawn from all wrong voxels, the mask after as many clicks scored"
+    assert {row.protocol for run in runs for row in run.rows["sweeps"]} == {protocol}
+    for other, region, words in (
+        ({"shifts": 4, "guided_filter": True, "backbone": "mini_fine"}, "label", "4 shifts, guided filter, first"),
+        ({"protocol": {"deepest_clicks": 2}}, "label", "the first 2 clicks in the middle of the largest error"),
+        ({}, "first_click", "patches around the first click"),
+    ):
+        of_an_earlier_version(tests[1], usual | other, region)
+        with pytest.raises(InputError, match=f"not be compared.*{words}"):
+            find_runs([tmp_path])
+
+
+def test_two_methods_of_one_name_are_not_shown_as_one(tmp_path):
+    for name, family in (("a", "own_a.Mine"), ("b", "own_b.Mine")):
+        run = write_run(tmp_path / name, "LoRA", {"sweeps": 0.5}, seed=0)
+        noted = {"family": family, "modules": "both", "rank": 8, "vcl": False, "label": "Mine"}
+        (run / "run.json").write_text(json.dumps({"status": "finished", "setting": noted, "data_set": "sweeps"}))
+    with pytest.raises(InputError, match="two methods are shown as 'Mine.*; test one of them again with another"):
+        table1(look_at(find_runs([tmp_path])))
 
 
 def test_runs_that_are_not_finished_or_not_tested_are_told(study, tmp_path, caplog):

@@ -1,5 +1,6 @@
 """The evaluation protocol: who clicks where, what is shown, what counts."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -143,3 +144,30 @@ def test_a_protocol_in_words():
     assert ClickProtocol().in_words == "clicks drawn from all wrong voxels, the mask after as many clicks scored"
     older = ClickProtocol(deepest_clicks=2, accumulate=False, threshold=0.5, best_so_far=True).in_words
     assert all(word in older for word in ("first 2 clicks", "newest click alone", "logit of 0.5", "BEST mask so far"))
+
+
+@dataclass(frozen=True)
+class AtPlace(ClickProtocol):
+    place: object = (0, 0, 0)
+
+    def click(self, number, predicted, target, draw):
+        return Click(self.place, True) if isinstance(self.place, tuple) else self.place
+
+
+@pytest.mark.parametrize("place", [(12, 0, 0), (0, -1, 0), (0, 0), (1.0, 2, 3), None], ids=str)
+def test_a_click_outside_the_patch_is_refused(target, place):
+    """Python counts negative numbers from the end: the object would be clicked on elsewhere."""
+    with pytest.raises(InputError, match=r"click protocol AtPlace: set .* within a patch of \(12, 12, 12\) voxels"):
+        roll([as_logits(target)], target, 1, AtPlace(place=place))
+
+
+def test_a_protocol_of_ones_own_is_known_by_its_module_and_settings():
+    words = AtPlace(place=(1, 2, 3), accumulate=False).placement
+    assert words == f"clicks by {__name__}.AtPlace(place=(1, 2, 3))"
+
+    class Undescribed(ClickProtocol):
+        def click(self, number, predicted, target, draw):
+            return Click((0, 0, 0), True)
+
+    with pytest.raises(InputError, match="Undescribed: is no dataclass, so that its settings would not be in the rows"):
+        Undescribed()

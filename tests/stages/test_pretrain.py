@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from uscl.backbone import VARIANTS, load_trunk
 from uscl.callbacks import WeightsExport
@@ -258,3 +259,11 @@ def test_patches_that_do_not_fit_the_backbone(anatomies, make_trainer):
 def test_impossible_data():
     with pytest.raises(InputError, match="at least"):
         PretrainDataModule(torsos=0)
+
+
+def test_weights_that_are_in_no_file_are_not_tested(make_trainer):
+    module = make_module()
+    for verb in (make_trainer(1).test, make_trainer(1).predict):
+        with pytest.raises(InputError, match=r"stage 0 is trained; test what it leaves with --model LoRASegModule"):
+            verb(module, DataLoader([0]))
+    assert module.described() == {}

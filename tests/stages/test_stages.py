@@ -124,6 +124,8 @@ def test_stage_one_hands_over_to_stage_two(make_data, make_trainer, tmp_path):
         make_seg(vcl_adapter=str(file), tuning=LoRA(rank=8)).configure_model()
     decoder_only = make_seg(vcl_adapter=str(file), tuning=LoRA(rank=8, modules="decoder"))
     decoder_only.configure_model()
+    assert decoder_only.described() == {"family": "LoRA", "modules": "decoder", "rank": 8, "vcl": True, "label": ""}
+    assert seg.described() == {"family": "LoRA", "modules": "both", "rank": 4, "vcl": True, "label": ""}
     trained = {name for name, parameter in decoder_only.named_parameters() if parameter.requires_grad}
     assert trained
     assert all(name.startswith("net.mask_decoder") for name in trained)
@@ -170,6 +172,18 @@ def test_what_was_never_tuned_is_not_tested_under_a_tuned_name(make_data, make_t
     module = make_seg(evaluation=Evaluation(method="mine"), tuning=None)
     module.configure_model()
     assert module.method == "mine"
+    assert module.described() == {"family": "mine"}
+
+
+def test_stage_one_alone_is_tested_where_it_is_named(make_data, make_trainer, tmp_path):
+    make_trainer(1, "vcl", callbacks=[AdapterExport()]).fit(make_vcl(), make_data("volume"))
+    file = str(tmp_path / "vcl" / "adapter.safetensors")
+    with pytest.raises(InputError, match=r"model\.vcl_adapter alone has nothing of stage 2"):
+        make_trainer(1).test(make_seg(vcl_adapter=file), make_data())
+    module = make_seg(vcl_adapter=file, evaluation=Evaluation((1,), method="stage 1 alone"))
+    make_trainer(1).test(module, make_data())
+    assert {row.method for row in module.rows} == {"stage 1 alone"}
+    assert module.described()["label"] == "stage 1 alone"
 
 
 def test_a_given_name_stays_after_vcl(make_data, make_trainer, tmp_path):
@@ -206,6 +220,11 @@ def test_tests_are_published_and_predictions_refined_where_that_was_measured(cap
     small.inference = "refined"
     assert small.inference_of("test").in_words == "4 shifts, guided filter"
     assert small.inference_of("validate") == PUBLISHED
+
+
+def test_an_inference_that_is_none_is_refused():
+    with pytest.raises(InputError, match="inference is 'refind'; expected published, refined"):
+        make_seg(inference="refind")
 
 
 def test_training_can_go_on_from_an_adapter(make_data, make_trainer, tmp_path):

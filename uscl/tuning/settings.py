@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from uscl.errors import InputError
 from uscl.tuning.method import Modules, TuningMethod
@@ -28,7 +28,8 @@ def restore_method(kind: type[TuningMethod], settings: dict[str, Any]) -> Tuning
 def _restored(hint: Any, value: Any) -> Any:
     """A value as its annotation has it: JSON knows neither tuples nor dataclasses."""
     if isinstance(value, list):
-        return tuple(value)
+        inner = next((get_args(one) for one in (hint, *get_args(hint)) if get_origin(one) is tuple), ())
+        return tuple(_restored(next(iter(inner), None), entry) for entry in value)
     nested = next((one for one in (hint, *get_args(hint)) if isinstance(one, type) and is_dataclass(one)), None)
     if isinstance(value, dict) and nested is not None:
         hints = get_type_hints(nested)
