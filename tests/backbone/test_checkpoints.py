@@ -53,7 +53,7 @@ def test_the_report_names_missing_and_unexpected_keys(tmp_path, weights):
         report.require_complete()
 
 
-def test_the_encoder_of_a_student_alone_is_told(tmp_path):
+def test_the_encoder_of_a_student_alone_is_reported(tmp_path):
     torch.save({"model_state_dict": build_sam_med3d("tiny").image_encoder.state_dict()}, tmp_path / "student.pth")
     with pytest.raises(InputError, match=r"student.pth: holds an image encoder alone"):
         load_checkpoint(build_sam_med3d("tiny"), tmp_path / "student.pth")

@@ -56,7 +56,7 @@ def test_unlabelled_images_need_no_description(tmp_path):
     assert all(case.label is None for case in found.cases)
 
 
-def test_what_is_wrong_with_a_folder_is_told(tmp_path):
+def test_what_is_wrong_with_a_folder_is_reported(tmp_path):
     with pytest.raises(InputError, match="no such data folder"):
         read_folder(tmp_path / "nothing")
     (tmp_path / "empty" / "imagesTr").mkdir(parents=True)
@@ -83,7 +83,7 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path):
         ([("case", "patient"), ("a", "p"), ("a", "q")], "line 3: case a is listed twice"),
     ],
 )
-def test_what_is_wrong_with_patients_csv_is_told(tmp_path, rows, message):
+def test_what_is_wrong_with_patients_csv_is_reported(tmp_path, rows, message):
     with pytest.raises(InputError, match=message):
         read_folder(make_folder(tmp_path / "data", patients=rows))
 
@@ -235,7 +235,7 @@ def test_masks_become_one_map_of_the_classes_in_use(scans, caplog):
     assert not caplog.records
 
 
-def test_masks_that_overlap_are_told(tmp_path, caplog):
+def test_masks_that_overlap_are_reported(tmp_path, caplog):
     array = np.random.default_rng(0).random((6, 5, 4)).astype(np.float32)
     write_volume(tmp_path / "s1" / "ct.nii.gz", Volume(array))
     for name, limit in (("a", 0.3), ("b", 0.6)):
@@ -271,7 +271,7 @@ def test_brats_of_every_year(tmp_path, case, kinds, ending, enhancing, patient):
     assert set(found.classes["tumour core"]) < set(found.classes["whole tumour"])
 
 
-def test_what_is_wrong_with_brats_is_told(tmp_path):
+def test_what_is_wrong_with_brats_is_reported(tmp_path):
     with pytest.raises(InputError, match="no BraTS files; expected e.g."):
         read_brats(tmp_path)
     touch(tmp_path, "a/BraTS2021_00005_t1.nii.gz")

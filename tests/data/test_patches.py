@@ -177,7 +177,7 @@ def test_header_noise_does_not_move_the_grid(volume):
     assert Preprocessing().grid(noisy) == Preprocessing().grid(volume)
 
 
-def test_cut_short_is_told_only_inside_the_volume(volume):
+def test_cut_short_is_reported_only_inside_the_volume(volume):
     grid = Preprocessing(spacing=volume.spacing, patch_size=32).grid(volume)
     mask = np.zeros((32, 32, 32), bool)
     mask[0, 5, 5] = True

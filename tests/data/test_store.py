@@ -1,4 +1,4 @@
-"""`uscl prepare`: what is wrong with a download is told by case; patches from the store are those of the files."""
+"""`uscl prepare`: what is wrong with a download is reported by case; patches from the store are those of the files."""
 
 import csv
 import errno
@@ -273,7 +273,7 @@ def test_empty_folders_and_outputs_that_cannot_be_used(tmp_path, capsys, monkeyp
     assert prepare(root, tmp_path / "s") == 0, "goes on once there is room"
 
 
-def test_objects_that_resampling_leaves_no_voxel_of_are_told(tmp_path, caplog):
+def test_objects_that_resampling_leaves_no_voxel_of_are_reported(tmp_path, caplog):
     root, out = download(tmp_path / "d"), tmp_path / "s"
     for file in sorted((root / "labelsTr").iterdir()):
         volume = read_label(file)
@@ -347,7 +347,7 @@ def test_two_runs_at_once_do_no_harm(tmp_path):
     assert not [path for path in (out / key_of(SMALL)).iterdir() if path.name.startswith(".")]
 
 
-def test_a_damaged_store_is_told(tmp_path):
+def test_a_damaged_store_is_reported(tmp_path):
     root, out = download(tmp_path / "d", 1), tmp_path / "s"
     assert prepare(root, out) == 0
     image = out / key_of(SMALL) / "case0" / "image.b2nd"

@@ -208,7 +208,7 @@ def test_colours_that_two_pixels_share_are_not_missing(tmp_path, frames):
 
 
 @pytest.mark.parametrize("kind", ["dicom", "picture"])
-def test_damaged_files_are_told_and_nothing_else(tmp_path, frames, kind):
+def test_damaged_files_are_reported_and_nothing_else(tmp_path, frames, kind):
     """Some bytes are changed at random: what cannot be read is an InputError, never another exception."""
     if kind == "dicom":
         path = read = write_dicom(tmp_path / "clip.dcm", frames, SequenceOfUltrasoundRegions=region())

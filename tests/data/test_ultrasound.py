@@ -112,7 +112,7 @@ def test_labels_of_another_patient_are_not_taken(tmp_path):
     assert found["p2_clip"]["label"] == ""
 
 
-def test_two_label_files_for_one_sweep_are_told(tmp_path, caplog):
+def test_two_label_files_for_one_sweep_are_reported(tmp_path, caplog):
     frames, ids = clip(0)
     write_volume(tmp_path / "p1" / "a.nii.gz", Volume(frames.transpose(2, 1, 0)))
     for folder in ("labels", "masks"):

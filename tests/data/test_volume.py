@@ -34,7 +34,7 @@ def test_axis_order_is_the_files_own_index(tmp_path, volume):
     assert read_image(path).to_index(point) == (3, 4, 5)
 
 
-def test_nothing_is_overwritten_without_being_told_to(tmp_path, volume):
+def test_nothing_is_overwritten_unasked(tmp_path, volume):
     path = write_volume(tmp_path / "scan.nii.gz", volume)
     before = path.read_bytes()
     with pytest.raises(InputError, match=r"scan\.nii\.gz: exists already.*--overwrite"):
@@ -45,7 +45,7 @@ def test_nothing_is_overwritten_without_being_told_to(tmp_path, volume):
 
 
 @pytest.mark.parametrize("kind", [sitk.sitkVectorUInt8, sitk.sitkComplexFloat32])
-def test_colour_is_told_and_not_taken_for_a_damaged_file(tmp_path, kind):
+def test_colour_is_reported_and_not_taken_for_a_damaged_file(tmp_path, kind):
     image = sitk.Image([6, 7, 8], kind, 3 if kind == sitk.sitkVectorUInt8 else 0)
     sitk.WriteImage(image, str(tmp_path / "colour.nii"))
     path = tmp_path / "colour.nii"

@@ -107,7 +107,7 @@ def test_seggpt_is_listed_and_tested_like_the_others(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["convert", "a.pth"], ["list", "all"], ["selftest", "--weights", "x"]])
-def test_what_is_not_understood_is_told(words, capsys):
+def test_what_is_not_understood_is_reported(words, capsys):
     assert main(["comparators", *words]) == 2
     assert "expected `list`" in capsys.readouterr().err
 

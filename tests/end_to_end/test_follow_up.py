@@ -147,7 +147,7 @@ def test_a_test_that_fails_is_shown_and_leaves_the_run_unfinished(small, tmp_pat
     assert json.loads((run / "run.json").read_text())["status"].startswith("failed: the test with")
 
 
-def test_what_cannot_be_tested_with_is_told_before_the_training(small, tmp_path, capsys):
+def test_what_cannot_be_tested_with_is_reported_before_the_training(small, tmp_path, capsys):
     args = ["--trainer.default_root_dir", str(tmp_path / "run")]
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

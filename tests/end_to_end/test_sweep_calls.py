@@ -156,7 +156,7 @@ def test_table_shows_values_as_they_are():
     assert "1e-05" in text
 
 
-def test_a_cell_that_never_began_is_told(tmp_path):
+def test_a_cell_that_never_began_is_reported(tmp_path):
     """A job that SLURM ended before it ran leaves no log."""
     from uscl.cli.commands.sweep import _reason
 

@@ -64,7 +64,7 @@ def test_two_methods_of_one_name_are_not_shown_as_one(tmp_path):
         table1(look_at(find_runs([tmp_path])))
 
 
-def test_runs_that_are_not_finished_or_not_tested_are_told(study, tmp_path, caplog):
+def test_runs_that_are_not_finished_or_not_tested_are_reported(study, tmp_path, caplog):
     write_run(study / "killed", "AdaptFormer", {"sweeps": 0.5}, status="running")
     write_run(study / "untested", "AdaptFormer", {}, seed=1)
     runs = find_runs([study])
@@ -91,7 +91,7 @@ def test_a_test_by_itself_belongs_to_the_run_that_left_its_adapter(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "x" * 500])
-def test_damaged_rows_are_told(study, caplog, content):
+def test_damaged_rows_are_reported(study, caplog, content):
     (study / "a" / "full0" / "tests" / "BraTS" / "rows.csv").write_text(content)
     assert len(find_runs([study])) == 3 + 18 + 3 + 3 + 1 - 1
     assert "full0: cannot be used" in caplog.text
@@ -128,7 +128,7 @@ def test_two_tests_of_one_data_set_are_not_mixed(study):
         find_runs([study])
 
 
-def test_a_training_that_went_on_is_told_by_its_adapter(tmp_path):
+def test_a_training_that_went_on_is_known_by_its_adapter(tmp_path):
     run = write_run(tmp_path / "on", "LoRA", {"sweeps": 0.5}, rank=32)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["model"]["init_args"]["adapter"] = "runs/first/adapter.safetensors"

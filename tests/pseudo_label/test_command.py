@@ -254,7 +254,7 @@ def test_videos_and_names_of_ones_own(study, tmp_path):
         (("--out", "used"), "is not empty and holds no pseudo-labels"),
     ],
 )
-def test_mistakes_are_told(study, tmp_path, monkeypatch, capsys, arguments, reason):
+def test_mistakes_are_reported(study, tmp_path, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("keep")

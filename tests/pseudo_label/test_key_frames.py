@@ -343,7 +343,7 @@ def test_masks_find_the_pictures_they_are_named_after(labels, tmp_path):
     assert list(read_key_frames(as_volume(tmp_path, labels), SHAPE, NAMES, sweep=sweep)) == [2, 10]
 
 
-def test_what_lies_over_another_class_is_told(labels, tmp_path, caplog):
+def test_what_lies_over_another_class_is_reported(labels, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     read_key_frames(as_label_me(tmp_path, labels), SHAPE, NAMES)
     assert not caplog.messages

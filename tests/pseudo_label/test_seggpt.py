@@ -168,7 +168,7 @@ def test_what_is_plausible():
     assert plausible(speck, disc)
 
 
-def test_passes_are_fused_by_distance_and_their_agreement_told(weights, sweep):
+def test_passes_are_fused_by_distance_and_their_agreement_reported(weights, sweep):
     """Forwards half of the frame is painted, backwards all of it."""
     frames, discs = sweep
     keys = {2: discs[2], 6: discs[6]}
@@ -316,7 +316,7 @@ def test_half_precision_is_near_the_full_one(weights, sweep):
     assert full.report.sha256 in full.identity
 
 
-def test_what_cannot_be_meant_is_told(weights, sweep):
+def test_what_cannot_be_meant_is_reported(weights, sweep):
     frames, discs = sweep
     engine = small_engine(weights)
     keys = {0: discs[0]}
@@ -344,7 +344,7 @@ def test_what_cannot_be_meant_is_told(weights, sweep):
             small_engine(weights, **settings)
 
 
-def test_a_network_that_overflows_is_told(weights, sweep, tmp_path):
+def test_a_network_that_overflows_is_reported(weights, sweep, tmp_path):
     frames, discs = sweep
     tensors = load_file(weights)
     tensors["decoder.decoder_pred.head.weight"] = torch.full_like(tensors["decoder.decoder_pred.head.weight"], 3e38)

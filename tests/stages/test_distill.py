@@ -103,7 +103,7 @@ def test_a_student_learns_its_teachers_embeddings(teacher, data, make_trainer, t
     assert len(saved) == len(student.state_dict())
 
 
-def test_what_cannot_be_distilled_is_told(teacher):
+def test_what_cannot_be_distilled_is_reported(teacher):
     for module, message in (
         (DistillModule(fast(), teacher="tiny"), "random embeddings teach nothing"),
         (DistillModule(fast(patch_size=8), **teacher), "has patch_size 8, the teacher 16"),

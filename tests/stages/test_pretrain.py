@@ -188,7 +188,7 @@ def test_the_transformer_of_the_decoder_can_learn_more_slowly():
     assert rates["net.mask_decoder.output_upscaling.0.bias"] == 1e-3
 
 
-def test_a_checkpoint_of_another_model_is_told(anatomies, make_trainer, tmp_path):
+def test_a_checkpoint_of_another_model_is_reported(anatomies, make_trainer, tmp_path):
     latest = ModelCheckpoint(tmp_path, "last")
     make_trainer(1, enable_checkpointing=True, callbacks=[latest]).fit(make_module(), datamodule=make_data(anatomies))
     narrow = replace(VARIANTS["tiny"], decoder_mlp_dim=64)

@@ -290,7 +290,7 @@ def test_patches_of_another_size_are_refused(study, make_trainer):
         make_trainer(1, num_sanity_val_steps=0).fit(make_seg(), data)
 
 
-def test_another_preprocessing_than_in_training_is_told(make_data, make_trainer, tmp_path, study, caplog):
+def test_another_preprocessing_than_in_training_is_reported(make_data, make_trainer, tmp_path, study, caplog):
     from uscl.data import Preprocessing, VolumeDataModule
 
     make_trainer(1, callbacks=[AdapterExport()]).fit(make_seg(), make_data())

@@ -73,7 +73,7 @@ def read_key_frames(
             )
         _check_size(labels.shape, shape, source)
         if unknown := sorted({*np.unique(labels).tolist()} - {0, *names}):
-            raise InputError(f"{source}: holds label {unknown[0]}; known are {_told(names)} (--labels)")
+            raise InputError(f"{source}: holds label {unknown[0]}; known are {_listed(names)} (--labels)")
         if not labels.any() and not allow_empty:
             raise InputError(
                 f"{source}: nothing is annotated on frame {number}; take it away, or say with "
@@ -346,10 +346,10 @@ def _id(name: str, names: Mapping[int, str], file: Path) -> int:
     for number, known in names.items():
         if known.lower().replace("_", " ") == str(name).lower().replace("_", " ").strip():
             return number
-    raise InputError(f"{file}: holds {name!r}; known are {_told(names)} (--labels)")
+    raise InputError(f"{file}: holds {name!r}; known are {_listed(names)} (--labels)")
 
 
-def _told(names: Mapping[int, str]) -> str:
+def _listed(names: Mapping[int, str]) -> str:
     return ", ".join(f"{number} {name}" for number, name in names.items())
 
 

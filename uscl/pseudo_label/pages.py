@@ -101,13 +101,13 @@ def page(
         confidence = f"{np.mean([quality.confidence[t] for t in inner]):.2f}" if inner else "-"
         cells = [
             f"{len(quality.left_out)}",
-            _told(quality.dice),
-            _told(quality.hd95, " mm"),
+            _shown(quality.dice),
+            _shown(quality.hd95, " mm"),
             confidence,
-            _told(quality.consistency),
+            _shown(quality.consistency),
         ]
         cells += [escape(made.ways[number])] if any(made.ways.values()) else []
-        cells += [_told(made.compared[number])] if made.compared else []
+        cells += [_shown(made.compared[number])] if made.compared else []
         cells += ["{}, {}".format(*made.cleaned[number])] if made.cleaned else []
         swatch = f'<span class="swatch" style="background:{colours[number]}"></span> '
         lines.append(f"<tr><th>{swatch}{escape(names[number])}</th>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
@@ -164,5 +164,5 @@ def _confidence(made: LabelledSweep, t: int) -> float:
     return float(min(quality.confidence[t] for quality in made.quality.values()))
 
 
-def _told(value: float, unit: str = "") -> str:
+def _shown(value: float, unit: str = "") -> str:
     return f"{value:.2f}{unit}" if value == value else "not known"
