@@ -32,7 +32,7 @@ def test_registered_and_dotted_names(registry):
     {
         "max": "no reader is called 'max'; registered are len; your own is named by its path, MODULE.NAME",
         "own_nothing.read": "reader 'own_nothing.read': Python finds no module 'own_nothing'",
-        "own_parts.inner.read": "own_parts.inner",
+        "own_parts.inner.read": "Python finds no module 'own_parts.inner'",
         "own_parts.writer": "own_parts has no 'writer'",
         "own_parts.number": "is 3; expected a function",
         "own_broken.read": r"own_broken cannot be imported \(ModuleNotFoundError: No module named 'own_that_is_not",
@@ -49,3 +49,5 @@ def test_what_leads_nowhere_is_named_in_one_line(registry, name, message):
 def test_a_name_is_given_once(registry):
     with pytest.raises(InputError, match="'len' is registered as a reader already"):
         registry.register("len", max)
+    with pytest.raises(InputError, match="reader 'three': is 3; expected a function"):
+        registry.register("three", 3)

@@ -6,13 +6,22 @@ that is installed, or one in the folder that ``uscl`` is run in.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
+from inspect import get_annotations
 from typing import Generic, TypeVar
 
 from uscl.errors import InputError
 
 T = TypeVar("T")
+
+
+def hidden_settings(kind: type) -> list[str]:
+    """Settings that a class annotates below its last dataclass: neither files nor tables would have them."""
+    below = itertools.takewhile(lambda base: "__dataclass_fields__" not in vars(base), kind.__mro__)
+    annotated = {name: str(hint) for base in below for name, hint in get_annotations(base).items()}
+    return sorted(name for name, hint in annotated.items() if "ClassVar" not in hint)
 
 
 class Registry(Generic[T]):
@@ -47,8 +56,9 @@ class Registry(Generic[T]):
         """Adds a member and returns it.
 
         Raises:
-            InputError: another member has this name.
+            InputError: another member has this name, or it is of another kind.
         """
+        self._check(name, member)
         if self._members.setdefault(name, member) is not member:
             raise InputError(f"{name!r} is registered as a {self.kind} already; choose another name")
         return member
@@ -76,6 +86,9 @@ class Registry(Generic[T]):
         if not hasattr(imported, attribute):
             raise InputError(f"{self.kind} {name!r}: {module} has no {attribute!r}; {known}")
         member: T = getattr(imported, attribute)
+        self._check(name, member)
+        return member
+
+    def _check(self, name: str, member: object) -> None:
         if not self._fits(member):
             raise InputError(f"{self.kind} {name!r}: is {member!r}; expected {self._expected}")
-        return member

@@ -34,6 +34,8 @@ def test_a_data_set_of_ones_own(read):
     ("cases", "message"),
     [
         ((None,), "its reader returned None; expected a uscl.data.datasets.DataSet"),
+        (("a.nii.gz",), "its reader listed 'a.nii.gz'; expected a uscl.data.datasets.Case"),
+        ((replace(CASE, name=3),), "expected a uscl.data.datasets.Case"),
         ((replace(CASE, image="a.nii.gz"),), "case a: image and label must be paths"),
         ((replace(CASE, label="b.nii.gz"),), "case a: image and label must be paths"),
         ((replace(CASE, split="training"),), "case a: split is 'training'; expected train, val, test or None"),

@@ -15,6 +15,7 @@ from uscl.cli import main
 from uscl.data import Volume, read_image, read_label, write_volume
 from uscl.evaluation import read_rows
 
+VCL, US = (f"--config {EXPERIMENTS / name}.yaml" for name in ("vcl", "eval_us"))
 COMMANDS = ("fit", "validate", "test", "predict", "segment", "simulate")
 
 
@@ -46,12 +47,17 @@ def test_wrong_usage_exits_with_2(line):
     ("line", "message"),
     {
         "segment": "required: image, points, out",
-        "segment a --points 1,2,3 --out b --backbone.width 3": "backbone: Expected a",
-        "sweep s.yaml --out o --jobs two": "jobs: Expected a <class 'int'>. Got value: two",
+        "segment a --points 1,2,3 --out b --backbone.width 3": "backbone: expected str, found 3",
+        "sweep s.yaml --out o --jobs two": "jobs: expected int, found two",
         "fit --nonsense 1": "unrecognized arguments: --nonsense 1",
-        f"fit --config {EXPERIMENTS / 'vcl.yaml'} --model.lora.rnk 3": "model.lora: Option 'rnk' is not accepted",
-        f"fit --config {EXPERIMENTS / 'vcl.yaml'} --model.lora.rank x": "model.lora.rank: Expected a <class 'int'>",
         "test --config nowhere.yaml": "nowhere.yaml",
+        f"fit {VCL} --model.lora.rnk 3": "model.lora: Option 'rnk' is not accepted",
+        f"fit {VCL} --model.lora.rank x": "model.lora.rank: expected int, found x",
+        f"fit {VCL} --model Nonsense": "model: expected the name or dotted path of a class or null, found Nonsense",
+        f"fit {VCL} --model nowhere.X": "model: No module named 'nowhere'",
+        f"fit {VCL} --model.optimizer.lr x": "model.optimizer.lr: expected float",
+        f"fit {VCL} --seed_everything x": "seed_everything: expected bool or int, found x",
+        f"test {US} --model.inference refind": "one of 'published', 'refined' or null, found refind",
     }.items(),
 )
 def test_what_a_parser_refuses_is_named_in_one_line(line, message, capsys):
@@ -60,6 +66,29 @@ def test_what_a_parser_refuses_is_named_in_one_line(line, message, capsys):
     (said,) = capsys.readouterr().err.splitlines()
     assert message in said
     assert said.endswith(f"(`uscl {line.split()[0]} --help` lists the options)")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    {b"a: [\n": "not readable as YAML", b"- 1\n": "holds list; expected settings", b"\xff\xfe": "not readable"}.items(),
+)
+def test_a_config_that_is_none_is_named(content, message, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_bytes(content)
+    assert uscl(f"fit {VCL} -c=c.yaml") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("uscl: error: c.yaml: ")
+    assert message in said
+
+
+def test_an_overwritten_run_goes_once_model_and_data_are_there(tmp_path, capsys):
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("run.json", "adapter.safetensors"):
+        (old / name).write_text("{}")
+    line = f"fit --config {EXPERIMENTS / 'lora.yaml'} --trainer.default_root_dir {old} --overwrite"
+    assert uscl(f"{line} --model.tuning.rank 0") == 2
+    assert "ranks must be at least 1" in capsys.readouterr().err
+    assert sorted(path.name for path in old.iterdir()) == ["adapter.safetensors", "run.json"]
 
 
 def test_what_is_registered_is_named_where_something_else_is_asked_for(tmp_path, capsys):

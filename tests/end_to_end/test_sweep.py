@@ -123,7 +123,9 @@ def test_a_finished_cell_counts_as_long_as_all_its_settings_are_the_same(study, 
     ("option", "message"),
     {
         "--model.tuning.rank 4": "--model.tuning.rank: ",
+        "--model.tuning.init_args.rank 4": "--model.tuning.init_args.rank: ",
         "--model.tuning.rnk 4": "cell rank-2: model.tuning: Option 'rnk' is not accepted",
+        '--test_with "[nowhere.yaml]"': "--test_with: nowhere.yaml: no such file",
         "--trainer.default_root_dir here": "--trainer.default_root_dir: every cell has a folder of its own in --out",
         "--jbos 2": "jbos",
     }.items(),
@@ -133,6 +135,24 @@ def test_options_that_no_cell_can_be_run_with_are_refused(option, message, tmp_p
     assert uscl(f"sweep {file} --out {tmp_path / 'out'} {option}") == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_one_cell_that_cannot_be_run_is_no_reason_to_run_none(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("uscl.cli.commands.sweep.subprocess.run", in_process)
+    file = write_sweep(tmp_path / "sweep.yaml", ["two", 2])
+    assert uscl(f"sweep {file} --out {tmp_path / 'out'} --data.root {study}") == 2
+    assert {rank: row["status"] for rank, row in rows(tmp_path / "out").items()} == {"two": "failed", "2": "finished"}
+
+
+def test_part_of_what_is_swept_over_is_not_passed_on(tmp_path, capsys):
+    content = {"method": "grid", "command": ["uscl", "test", "--config=experiments/eval_us.yaml", "${args}"]}
+    content["parameters"] = {"model.inference": {"values": ["published", "refined"]}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert uscl(f"sweep {tmp_path / 's.yaml'} --out {tmp_path / 'out'} --model.inference.shifts 2") == 2
+    assert "--model.inference.shifts: " in capsys.readouterr().err
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content | {"command": ["uscl", "segment", "${args}"]}))
+    assert uscl(f"sweep {tmp_path / 's.yaml'} --out {tmp_path / 'out'}") == 2
+    assert "expected fit, validate, test or predict" in capsys.readouterr().err
 
 
 def test_what_is_swept_over_stays_though_a_file_among_the_options_says_otherwise(tmp_path, caplog):

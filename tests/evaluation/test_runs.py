@@ -55,6 +55,14 @@ def test_tests_of_earlier_versions_have_their_words_in_their_settings(tmp_path):
             find_runs([tmp_path])
 
 
+def test_settings_of_an_earlier_test_that_cannot_be_read_leave_out_that_run_alone(study, caplog):
+    test = study / "a" / "full0" / "tests" / "BraTS"
+    of_an_earlier_version(test, {})
+    (test / "config.yaml").write_text("a: [")
+    assert len(find_runs([study])) == 3 + 18 + 3 + 3 + 1 - 1
+    assert "full0: cannot be used" in caplog.text
+
+
 def test_two_methods_of_one_name_are_not_shown_as_one(tmp_path):
     for name, family in (("a", "own_a.Mine"), ("b", "own_b.Mine")):
         run = write_run(tmp_path / name, "LoRA", {"sweeps": 0.5}, seed=0)

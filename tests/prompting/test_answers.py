@@ -21,8 +21,11 @@ MASK = torch.arange(24).reshape(SHAPE) % 5 == 0
         MASK.float(),
         MASK.double().numpy(),
         MASK.float() * 255,
+        MASK.float() * 0.5,
+        (MASK * torch.arange(24).reshape(SHAPE)).float() + MASK,
+        MASK.to(torch.uint16),
     ],
-    ids=["bool", "array", "uint8", "int64", "float", "double", "float 255"],
+    ids=["bool", "array", "uint8", "int64", "float", "double", "float 255", "halves", "float labels", "uint16"],
 )
 def test_a_mask_is_one_whatever_its_type(answer):
     assert torch.equal(as_logits(answer, SHAPE, METHOD), torch.where(MASK, 1.0, -1.0))

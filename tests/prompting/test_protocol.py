@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -166,8 +167,22 @@ def test_a_protocol_of_ones_own_is_known_by_its_module_and_settings():
     assert words == f"clicks by {__name__}.AtPlace(place=(1, 2, 3))"
 
     class Undescribed(ClickProtocol):
+        place: int = 3
+
         def click(self, number, predicted, target, draw):
             return Click((0, 0, 0), True)
 
-    with pytest.raises(InputError, match="Undescribed: is no dataclass, so that its settings would not be in the rows"):
+    with pytest.raises(InputError, match="Undescribed: rows would not hold place, for it is no dataclass"):
         Undescribed()
+
+
+def test_numbers_of_numpy_are_whole_numbers_too(target):
+    _, (step,) = roll([as_logits(target)], target, 1, AtPlace(place=tuple(np.array([4, 4, 4]))))
+    assert step.clicks == (Click((4, 4, 4), True),)
+    assert all(type(i) is int for i in step.clicks[0].index)
+
+
+@pytest.mark.parametrize("place", [(0, 50, 5), (0, -1, 5), (1, 5, 5)])
+def test_a_click_outside_its_slice_is_refused(target, place):
+    with pytest.raises(InputError, match=r"within a patch of \(1, 12, 12\) voxels"):
+        roll([as_logits(target)], target, 1, AtPlace(place=place), slice_axis=2)

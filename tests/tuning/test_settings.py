@@ -54,6 +54,15 @@ def test_settings_survive_json(method):
     assert restore_method(type(method), settings) == method
 
 
+class Renamed(LoRA):
+    title = "mine"
+
+
+def test_a_subclass_without_settings_needs_no_decorator():
+    check_method(Renamed(3))
+    assert restore_method(Renamed, {"rank": 3}) == Renamed(3)
+
+
 class Plain(Own):
     modules = "both"
 
@@ -90,7 +99,7 @@ class Keyed(Own):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (Plain(), r"Plain: is no dataclass; write @dataclass\(frozen=True\) above the class"),
+        (Plain(), r"Plain: an adapter would not hold modules, rank, for it is no dataclass; write @dataclass"),
         (Untitled(), "Untitled: has no title"),
         (Elsewhere(), "Elsewhere: needs a field `modules`, one of encoder, decoder, both; found 'neck'"),
         (Named(), "Named: no field may be called `method`"),

@@ -91,7 +91,7 @@ def _run_tool(name: str, args: list[str]) -> None:
     parameters = signature(function).parameters
     first, switches = next(iter(parameters)), [key for key, value in parameters.items() if value.default is False]
     passed_on = {_PASSED_ON} & parameters.keys()
-    further = "".join(f"{key}: {help_of[key]}" for key in passed_on)
+    further = f"{_PASSED_ON}: {help_of[_PASSED_ON]}" if passed_on else None
     parser = ArgumentParser(
         prog=f"uscl {name}", description=text.short_description, epilog=further, exit_on_error=False
     )
@@ -113,7 +113,7 @@ def _run_tool(name: str, args: list[str]) -> None:
 
 _PASSED_ON = "settings"
 """Parameter of a tool that takes the options of the runs that it starts."""
-_OF_RUNS = re.compile(r"--(model|data|trainer|config|test_with|seed_everything)(?=[.=]|$)")
+_OF_RUNS = re.compile(r"(--(model|data|trainer|config|test_with|seed_everything)|-c)(?=[.=]|$)")
 
 
 def _split_settings(args: list[str]) -> tuple[list[str], list[str]]:
@@ -123,7 +123,7 @@ def _split_settings(args: list[str]) -> tuple[list[str], list[str]]:
     lacks_value = False
     for arg in args:
         if _OF_RUNS.match(arg):
-            settings.append(arg)
+            settings.append("--config" + arg[2:] if arg.startswith("-c") else arg)
             lacks_value = "=" not in arg
         elif lacks_value and not arg.startswith("--"):
             settings[-1] += f"={arg}"

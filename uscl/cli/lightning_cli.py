@@ -23,9 +23,10 @@ from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Scoring, Weight
 from uscl.callbacks.scoring import earlier_test
 from uscl.cli.experiments import find_experiments
 from uscl.cli.follow_up import parse_experiments, run_tests
-from uscl.cli.refusals import reason_in
+from uscl.cli.refusals import check_configs, reason_in
 from uscl.cli.run_folder import (
     begin_record,
+    check_replaceable,
     claim_run_folder,
     end_record,
     note_in_record,
@@ -138,6 +139,7 @@ class UsclCLI(LightningCLI):
         # The parser of each verb takes a while to build, and one is asked for.
         verb, verbs = args[0], LightningCLI.subcommands()
         self.subcommands = lambda: {verb: verbs[verb]}  # type: ignore[method-assign]
+        self._replaced: Path | None = None
         super().__init__(args=args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -187,7 +189,12 @@ class UsclCLI(LightningCLI):
         if config.resume:
             self._resume(config, wanted)
             return
-        folder = claim_run_folder(wanted, config.overwrite)
+        if config.overwrite:
+            # What lies there goes once model and data could be built.
+            self._replaced = folder = Path(wanted).expanduser()
+            check_replaceable(folder)
+        else:
+            folder = claim_run_folder(wanted)
         if folder != Path(wanted).expanduser():
             rank_zero_info(f"{wanted} holds an earlier run; this one goes to {folder} (--overwrite would replace it)")
         self._write_to(folder)
@@ -239,6 +246,8 @@ class UsclCLI(LightningCLI):
         """Adds the callbacks that make a run leave something behind, and a CSV logger beside those that are chosen."""
         config = self.config[self.subcommand].trainer
         folder = config.default_root_dir
+        if self._replaced is not None:
+            claim_run_folder(self._replaced, overwrite=True)
         # CostMeter comes after what it weighs.
         callbacks: list[Callback] = [AdapterExport(), WeightsExport(), CostMeter(), MaskWriter()]
         if not any(_class_of(given) == "Scoring" for given in _as_list(config.callbacks)):
@@ -343,8 +352,10 @@ def resolve(args: list[str]) -> dict[str, Any]:
         InputError: the parser refuses it.
     """
     _quieten()
+    args = find_experiments(args)
+    check_configs(args)
     try:
-        _ParseOnly(**_OPTIONS, trainer_defaults=dict(_TRAINER), args=find_experiments(args))
+        _ParseOnly(**_OPTIONS, trainer_defaults=dict(_TRAINER), args=args)
     except _Parsed as parsed:
         return parsed.config
     except ArgumentError as error:
@@ -362,6 +373,7 @@ def run(args: list[str]) -> None:
         InputError: the parser refuses it, or what it asks for cannot be used.
     """
     _quieten()
+    check_configs(args)
     try:
         UsclCLI(**_OPTIONS, trainer_defaults=dict(_TRAINER), args=args)
     except ArgumentError as error:

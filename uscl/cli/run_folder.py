@@ -40,7 +40,7 @@ SHARED = "USCL_RUN_FOLDER"
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
-def claim_run_folder(wanted: str | os.PathLike[str], overwrite: bool) -> Path:
+def claim_run_folder(wanted: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """Decides where a run writes.
 
     An empty or missing folder is taken as it is. One that is in use is left alone and its name gets a number
@@ -175,11 +175,20 @@ def _take(folder: Path) -> bool:
     return True
 
 
-def _remove_run(folder: Path) -> None:
-    if not (folder / RECORD).is_file():
+def check_replaceable(folder: Path) -> None:
+    """Checks, before anything is removed, that a folder holds nothing or a run.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if _in_use(folder) and not (folder / RECORD).is_file():
         raise InputError(
             f"{folder}: --overwrite removes earlier runs, but this holds no {RECORD}; choose another folder"
         )
+
+
+def _remove_run(folder: Path) -> None:
+    check_replaceable(folder)
     for file in folder.glob("rows.partial-*.csv"):
         file.unlink()
     for name in _FILES:

@@ -65,7 +65,7 @@ class ComparatorModule(PromptableModule):
         """
         assert self._loaded is not None
         if self.comparator.takes == "volume":
-            raise InputError(f"{self.method} takes whole volumes, which are there in tests and predictions alone")
+            raise InputError(f"{self.method} takes whole volumes, of which a patch knows nothing; use segmenter_of")
         return _Checked(cast("Segmenter", self._loaded.segmenter))
 
     def segmenter_of(self, batch: CaseObject | PromptedObject, stage: str) -> Segmenter:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uscl.data.datasets import (
+    Case,
     DataSet,
     read_amos,
     read_brats,
@@ -52,6 +53,8 @@ def read_data_set(name: str, root: Path, modality: str | None = None) -> DataSet
     if not isinstance(found, DataSet):
         raise InputError(f"data set {name!r}: its reader returned {found!r}; expected a uscl.data.datasets.DataSet")
     for case in found.cases:
+        if not (isinstance(case, Case) and isinstance(case.name, str)):
+            raise InputError(f"data set {name!r}: its reader listed {case!r}; expected a uscl.data.datasets.Case")
         if not isinstance(case.image, Path) or not isinstance(case.label, Path | None):
             raise InputError(f"data set {name!r}: case {case.name}: image and label must be paths, found {case}")
         if case.split not in (None, *SPLITS):

@@ -171,8 +171,8 @@ def _read_run(folder: Path) -> Run | None:
             return _run(folder, folder, config, files, record)
     except _TestedTwiceError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        log.warning("%s: cannot be used (%r); left out", folder, error)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, yaml.YAMLError) as error:
+        log.warning("%s: cannot be used (%s); left out", folder, " ".join(repr(error).split()))
         return None
     log.warning("%s: has not been tested (--test_with); left out", folder)
     return None

@@ -14,8 +14,8 @@ from uscl.errors import InputError
 def as_logits(found: Any, shape: tuple[int, ...], method: object) -> Tensor:
     """The answer of a method as logits.
 
-    A mask, bool, of whole numbers or of 0 and one other number, becomes 1 and -1, so that its border stays where it is
-    when it is resampled.
+    A mask, bool, of whole numbers from 0 or of 0 and one other number, becomes 1 and -1, so that its border stays where
+    it is when it is resampled.
 
     Args:
         found: what the method answered, tensor or array.
@@ -36,11 +36,11 @@ def as_logits(found: Any, shape: tuple[int, ...], method: object) -> Tensor:
     if values.is_complex():
         raise InputError(f"{name}: answered {values.dtype}, expected a mask or logits")
     if not values.is_floating_point():
-        return torch.where(values > 0, 1.0, -1.0)
+        return torch.where(values.long() > 0, 1.0, -1.0)
     low, high = (float(value) for value in values.aminmax())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{name}: answered values that are not finite, expected a mask or logits")
-    if low >= 0 and bool(((values == 0) | (values == high)).all()):
+    if low >= 0 and bool(((values == 0) | (values == high)).all() or (values == values.round()).all()):
         return torch.where(values > 0, 1.0, -1.0)
     if low >= 0 and high <= 1:
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from numbers import Integral
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from uscl.errors import InputError
 from uscl.prompting.clicks import Click, deepest_click, error_click
 from uscl.prompting.segmenter import Segmenter
 from uscl.prompting.whole_volume import WholeVolume
+from uscl.registry import hidden_settings
 from uscl.seeds import Draw
 
 if TYPE_CHECKING:
@@ -64,10 +66,10 @@ class ClickProtocol(ClickRule):
     best_so_far: bool = False
 
     def __post_init__(self) -> None:
-        if "__dataclass_fields__" not in vars(type(self)):
+        if hidden := hidden_settings(type(self)):
             raise InputError(
-                f"click protocol {type(self).__qualname__}: is no dataclass, so that its settings would not be in the "
-                "rows; write @dataclass(frozen=True) above the class"
+                f"click protocol {type(self).__qualname__}: rows would not hold {', '.join(hidden)}, for it is no "
+                "dataclass; write @dataclass(frozen=True) above it"
             )
         if self.deepest_clicks < 0:
             raise InputError(f"protocol.deepest_clicks must not be negative, found {self.deepest_clicks}")
@@ -168,7 +170,7 @@ def evaluation_rollout(
             clicks.append(first)
         else:
             clicks.append(_inside(protocol.click(number, predicted, target, draw), target, protocol))
-        logits = segmenter.segment(clicks)
+        logits = segmenter.segment(clicks).to(target.device)
         whole = segmenter.mask if isinstance(segmenter, WholeVolume) else None
         predicted = logits > protocol.threshold
         seconds += _clock(image.device) - begin
@@ -185,13 +187,14 @@ def _inside(click: Click, target: Tensor, protocol: ClickProtocol) -> Click:
     Raises:
         InputError: it lies elsewhere, or is none.
     """
-    usable = isinstance(click, Click) and len(click.index) == 3 and all(type(i) is int for i in click.index)
+    usable = isinstance(click, Click) and len(click.index) == 3 and all(isinstance(i, Integral) for i in click.index)
     if not usable or not all(0 <= i < n for i, n in zip(click.index, target.shape, strict=True)):
         raise InputError(
             f"click protocol {type(protocol).__qualname__}: set {click!r}; expected a Click of three whole numbers "
             f"within a patch of {tuple(target.shape)} voxels"
         )
-    return click
+    i, j, k = (int(index) for index in click.index)
+    return Click((i, j, k), bool(click.foreground))
 
 
 def _clock(device: torch.device) -> float:
@@ -208,7 +211,7 @@ def _slice_clicks(
     predicted, target = predicted.movedim(axis, 0), target.movedim(axis, 0)
     for place in target.flatten(1).any(1).nonzero()[:, 0].tolist():
         slab = slice(place, place + 1)
-        click = protocol.click(number, predicted[slab], target[slab], draw)
+        click = _inside(protocol.click(number, predicted[slab], target[slab], draw), target[slab], protocol)
         index = np.insert(click.index[1:], axis, place).tolist()
         yield Click((index[0], index[1], index[2]), click.foreground)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from uscl.errors import InputError
+from uscl.registry import hidden_settings
 from uscl.tuning.method import Modules, TuningMethod
 
 
@@ -32,7 +33,10 @@ def _restored(hint: Any, value: Any) -> Any:
         return tuple(_restored(next(iter(inner), None), entry) for entry in value)
     nested = next((one for one in (hint, *get_args(hint)) if isinstance(one, type) and is_dataclass(one)), None)
     if isinstance(value, dict) and nested is not None:
-        hints = get_type_hints(nested)
+        try:
+            hints = get_type_hints(nested)
+        except NameError:  # of what is imported for type checkers alone
+            hints = {}
         return nested(**{name: _restored(hints.get(name), entry) for name, entry in value.items()})
     return value
 
@@ -44,8 +48,11 @@ def check_method(method: TuningMethod) -> None:
         InputError: it is no dataclass, lacks ``title`` or ``modules``, or has settings that an adapter cannot hold.
     """
     kind, parts = class_path(type(method)), get_args(Modules)
-    if "__dataclass_fields__" not in vars(type(method)):
-        raise InputError(f"tuning method {kind}: is no dataclass; write @dataclass(frozen=True) above the class")
+    if hidden := hidden_settings(type(method)):
+        raise InputError(
+            f"tuning method {kind}: an adapter would not hold {', '.join(hidden)}, for it is no dataclass; write "
+            "@dataclass(frozen=True) above it"
+        )
     if not isinstance(getattr(method, "title", None), str):
         raise InputError(f"tuning method {kind}: has no title; give it the name that tables show")
     if getattr(method, "modules", None) not in parts:

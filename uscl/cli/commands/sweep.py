@@ -27,6 +27,7 @@ from rich.table import Table
 
 from uscl.cli.commands.slurm import Slurm, run_on_slurm
 from uscl.cli.commands.sweep_file import SweepFile, cell_command, cell_name, command_mark, read_sweep_file
+from uscl.cli.follow_up import parse_experiments
 from uscl.cli.refusals import reason_in
 from uscl.cli.run_folder import RECORD, differences
 from uscl.errors import InputError
@@ -61,11 +62,7 @@ def sweep(
         InputError: the file cannot be used, or a cell failed; all others have been run then.
     """
     asked, folder = read_sweep_file(Path(file)), Path(out).expanduser()
-    passed = {setting[2:].partition("=")[0] for setting in settings}
-    if swept := sorted(passed & (asked.cells[0].keys() - {"config"})):
-        raise InputError(f"--{swept[0]}: {file} sweeps over it; leave it out")
-    if "trainer.default_root_dir" in passed:
-        raise InputError("--trainer.default_root_dir: every cell has a folder of its own in --out; leave it out")
+    _check_passed(file, asked, settings)
     commands = {
         cell_name(cell): cell_command(asked.command, cell, folder / cell_name(cell), settings) for cell in asked.cells
     }
@@ -76,8 +73,7 @@ def sweep(
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, found {jobs}")
     if settings:
-        # What no cell can be run with must not leave a folder of cells that failed.
-        _settings_of(*next(iter(commands.items())))
+        _check_usable(commands)
     _claim(folder, command_mark(asked, settings))
     finished = {name for name in commands if _has_finished(folder / name)}
     for name in sorted(finished):
@@ -100,6 +96,40 @@ def sweep(
             f"{len(failed)} of {len(rows)} cells failed, first {first['cell']}: {first['problem']} (see "
             f"{folder / 'logs'}); run again to repeat them alone"
         )
+
+
+def _check_passed(file: str, asked: SweepFile, settings: Sequence[str]) -> None:
+    """Refuses options that a sweep could not pass on: what it sweeps over, in whole or in part, and where it writes."""
+    swept = {_plain_name(name): name for name in asked.cells[0] if name != "config"}
+    for setting in settings:
+        name = _plain_name(setting[2:].partition("=")[0])
+        if found := next((given for plain, given in swept.items() if f"{name}.".startswith(f"{plain}.")), None):
+            raise InputError(f"{setting.partition('=')[0]}: {file} sweeps over {found}; leave it out")
+        if name == "trainer.default_root_dir":
+            raise InputError("--trainer.default_root_dir: every cell has a folder of its own in --out; leave it out")
+
+
+def _plain_name(name: str) -> str:
+    """A setting's name, however it is written."""
+    return name.replace(".init_args.", ".").removesuffix("+")
+
+
+def _check_usable(commands: Mapping[str, list[str]]) -> None:
+    """Refuses options that no cell can be run with: they must not leave a folder of cells that failed.
+
+    Raises:
+        InputError: with the reason of the first cell.
+    """
+    first: InputError | None = None
+    for name, command in commands.items():
+        try:
+            parse_experiments(_settings_of(name, command).get("test_with", []))
+        except InputError as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
 
 
 def _check_settings(run: Path, command: list[str]) -> None:

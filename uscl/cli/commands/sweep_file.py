@@ -204,7 +204,9 @@ def cell_command(
     filled: list[str] = []
     arguments = [f"--{name}={_argument(value)}" for name, value in cell.items()]
     if settings:
-        settings = [*settings, *(argument for argument in arguments if not argument.startswith("--config="))]
+        # Files are laid over files, and what a name with + adds to a list would be added twice.
+        again = [name != "config" and not name.endswith("+") for name in cell]
+        settings = [*settings, *itertools.compress(arguments, again)]
     for given in command:
         part = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda found: os.environ.get(found[1], found[1]), given)
         if part == "${args}":
@@ -221,6 +223,8 @@ def cell_command(
         filled = filled[1:]
     if filled[:1] != ["uscl"]:
         raise InputError(f"sweep: the command runs {filled[0] if filled else 'nothing'!r}; expected uscl")
+    if filled[1:2] not in (["fit"], ["validate"], ["test"], ["predict"]):
+        raise InputError(f"sweep: the command runs uscl {filled[1:2]}; expected fit, validate, test or predict")
     return [sys.executable, "-m", *filled, *settings, f"--trainer.default_root_dir={folder}", "--overwrite"]
 
 
