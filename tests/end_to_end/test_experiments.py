@@ -111,6 +111,7 @@ def test_what_is_simulated_by_default_is_what_the_experiments_read(kind, tmp_pat
     assert made == [replace(type(made[0])(), **options)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", PRETRAIN, ids=lambda file: file.stem)
 def test_pretraining_leaves_weights_that_the_other_stages_take(config, study, anatomies, tmp_path):
     run = tmp_path / "pretrain"

@@ -89,6 +89,7 @@ def write_sweep(path: Path, ranks: list[int]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_cells_go_to_the_cluster_once(cluster, capsys):
     file, out = write_sweep(cluster / "s.yaml", [4, 0, 8]), cluster / "out"
     args = [
