@@ -22,7 +22,7 @@ install: .venv/installed ## create .venv with everything the other targets need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed ## simulate sweeps, run both stages, test, predict; replaces the runs in runs/demo (4 to 6 minutes on two cores)
+demo: .venv/installed ## simulate sweeps, run both stages, test, predict; replaces the runs in runs/demo (four minutes on two cores)
 	$(BIN)/uscl fit --config experiments/vcl.yaml $(DEMO_DATA) --trainer.default_root_dir $(DEMO)/vcl --trainer.max_epochs 2
 	$(BIN)/uscl fit --config experiments/lora.yaml $(DEMO_DATA) --trainer.default_root_dir $(DEMO)/lora \
 	  --trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.limit_val_batches 4 \
