@@ -17,7 +17,7 @@ from uscl.data.datasets import Case, DataSet
 from uscl.data.patches import Grid, Preprocessing, Sliceable
 from uscl.data.store import LabelSummary, open_case, summarise, vanished_ids
 from uscl.data.sweeps import read_sweep, read_sweep_label
-from uscl.data.volume import Volume, read_image, read_label
+from uscl.data.volume import Volume, read_image, read_label, vaguest
 from uscl.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ def read_case(case: Case, data_set: DataSet) -> tuple[Volume, Volume | None]:
         difference = label.same_grid(image)
         if difference:
             raise InputError(f"{case.label}: does not lie on the grid of {case.image}: {difference}")
+        label = replace(label, distances=vaguest(image.distances, label.distances))
     unknown = sorted(set(np.unique(label.array).tolist()) - {0} - set(data_set.label_names))
     if unknown:
         raise InputError(

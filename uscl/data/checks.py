@@ -13,6 +13,7 @@ import numpy as np
 from uscl.data.cache import read_case
 from uscl.data.datasets.cases import Case, DataSet
 from uscl.data.patches import Preprocessing
+from uscl.data.plausible import size_note
 from uscl.data.store import is_written, stored_bytes, vanished_ids, write_case
 from uscl.errors import InputError
 
@@ -29,7 +30,9 @@ class CaseReport:
         problem: why it is unusable; one line that names the file.
         patient: whom it was taken from.
         shape: voxels of the prepared grid.
-        spacing: of the scan, mm.
+        spacing: of the scan, mm, as far as ``distances`` makes it so.
+        distances: where that comes from: measured (the file has it), given, or assumed.
+        note: what is odd about a usable case.
         lowest: intensity of the scan.
         highest: intensity of the scan.
         classes: what occurs, with millilitres; with voxels where distances are assumed.
@@ -43,6 +46,8 @@ class CaseReport:
     patient: str = ""
     shape: str = ""
     spacing: str = ""
+    distances: str = ""
+    note: str = ""
     lowest: float = np.nan
     highest: float = np.nan
     classes: str = ""
@@ -94,6 +99,8 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
         case.patient,
         " x ".join(map(str, grid.shape)),
         " x ".join(f"{s:.4g}" for s in volume.spacing),
+        volume.distances,
+        "" if volume.distances == "assumed" else size_note(volume.shape, volume.spacing),
         float(volume.array.min()),
         float(volume.array.max()),
         "; ".join(f"{name} {_size(voxels, volume.voxel_ml)}" for name, voxels in found.items() if voxels),

@@ -249,15 +249,15 @@ def failures_table(ablation: Ablation, count: int = 10) -> ReportTable:
                 class_name,
                 data_set,
                 f"{100 * fmean(row.dice for row in rows):.1f}",
-                "missed" if isinf(hd95) else f"{hd95:.1f}",
+                "missed" if isinf(hd95) else f"{hd95:.1f} {rows[0].unit}",
                 "not measured" if isnan(volume) else f"{100 * volume:+.0f} %",
             )
         )
     title = f"The {len(lines)} worst of {len(found)} objects at {ablation.at}, {described(setting)}"
-    head = ("case", "class", "data set", "Dice", "HD95, mm", "volume error")
+    head = ("case", "class", "data set", "Dice", "HD95", "volume error")
     note = (
-        "Means over seeds. HD95 is in voxels where the distances of a sweep are assumed. Pictures, where tests kept "
-        "their slices, are in worst.png."
+        "Means over seeds. HD95 is in voxels where distances are assumed. Pictures, where tests kept their slices, are "
+        "in worst.png."
     )
     return ReportTable("failures", title, head, tuple(lines), note)
 
