@@ -13,11 +13,11 @@ from uscl.evaluation.claims import p_text
 from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.rows import OWN_INFERENCE, ResultRow
 from uscl.evaluation.runs import BASELINE, Setting, rows_behind, samples
-from uscl.evaluation.statistics import Sample, estimate, signed_rank
+from uscl.evaluation.statistics import DICE, Sample, estimate, signed_rank
 
 _EVERY_CLASS = "mean over classes"
 _NOTE = (
-    "Dice in % [95 % bootstrap interval over patients and seeds]; missed: empty masks, which count as 0. SAM-Med3D is "
+    "Dice in % [95 % interval over patients and seeds]; missed: empty masks, which count as 0. SAM-Med3D is "
     "the untouched backbone. SAM, MobileSAM, TinySAM and SAM-Med2D take their clicks on EVERY slice that holds the "
     "object, and thereby know which these are: the mean number of points in the volume is beside their figures. The "
     "paper's figures are of other data."
@@ -129,7 +129,7 @@ def _lines(
                 reason = absent if place == 0 else absent.partition(":")[0]
                 figures.append(
                     ReportCell(
-                        estimate(found) if found else None,
+                        estimate(found, DICE) if found else None,
                         own,
                         absent=reason,
                         points=None if taken == clicks else taken,
@@ -186,8 +186,8 @@ def differences_table(ablation: Ablation) -> ReportTable:
                 )
     title = f"{described(ablation.ours)} minus the others at {ablation.at}"
     note = (
-        "Points of Dice, paired by object and seed, mean over classes [95 % bootstrap interval over patients and "
-        "seeds]; p of Wilcoxon's signed-rank test over patients. Not corrected for their number."
+        "Points of Dice, paired by object and seed, mean over classes [95 % interval over patients and seeds]; "
+        "p of Wilcoxon's signed-rank test over patients. Not corrected for their number."
     )
     head = ("minus", "data set", "difference", "p", "objects", "patients", "trainings")
     return ReportTable("differences", title, head, tuple(lines), note)
