@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import nan
 from statistics import fmean
 
 import numpy as np
@@ -62,17 +63,16 @@ def samples(world: World, patients: int, random: np.random.Generator) -> Iterato
 
 
 def coverage(world: World, patients: int, draws: int, seed: int = 0) -> tuple[float, float, float]:
-    """Share of intervals that hold 0, share of false verdicts, and the mean width of the intervals."""
+    """Share of draws with an interval, share of these that hold 0 (nan if there are none), share of false verdicts."""
     random = np.random.default_rng([seed, patients])
-    covered, false, widths = [], [], []
+    covered, false = [], []
     for _ in range(draws):
         drawn = list(samples(world, patients, random))
         found = estimate(drawn)
         if found.low == found.low:
             covered.append(found.low <= 0 <= found.high)
-            widths.append(found.high - found.low)
-        false.append(verdict(found, signed_rank(drawn)) in ("holds here", "does not hold here"))
-    return fmean(covered), fmean(false), fmean(widths)
+        false.append(verdict(found, signed_rank(drawn), SEEDS) in ("holds here", "does not hold here"))
+    return len(covered) / draws, fmean(covered) if covered else nan, fmean(false)
 
 
 def main() -> None:
@@ -81,12 +81,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000)
     arguments = parser.parse_args()
     table = Table(title=f"Six classes, three trainings, true difference 0, {arguments.draws} draws")
-    for column in ("world", "patients", "covered, %", "false verdicts, %"):
+    for column in ("world", "patients", "with an interval, %", "covered, %", "false verdicts, %"):
         table.add_column(column)
     cells = [(name, world, count) for name, world in WORLDS.items() for count in PATIENTS]
     for name, world, count in track(cells, "Drawing", transient=True):
-        held, false, _ = coverage(world, count, arguments.draws)
-        table.add_row(name, str(count), f"{100 * held:.1f}", f"{100 * false:.1f}")
+        table.add_row(name, str(count), *(f"{100 * share:.1f}" for share in coverage(world, count, arguments.draws)))
     Console().print(table)
 
 

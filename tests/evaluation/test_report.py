@@ -97,7 +97,7 @@ def test_comparators_stand_in_the_lines_of_the_paper(study, tmp_path, caplog):
     assert "| 12 of 12 |" in untouched
     worst = text[text.index("worst of") :]
     assert "LoRA (encoder and decoder, rank 32, with VCL)" in worst
-    assert "| case0 | liver | BraTS | 60.1 | 3.0 | +10 % |" in worst
+    assert "| case0 | liver | BraTS | 60.1 | 3.0 mm | +10 % |" in worst
     pictures = {path.name for path in (tmp_path / "r").glob("*.png")}
     assert pictures == {"dice_by_clicks.png", "dice_by_class.png"}
 

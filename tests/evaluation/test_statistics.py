@@ -42,8 +42,9 @@ def test_the_order_of_samples_does_not_matter():
 @pytest.mark.parametrize("world", ["patients differ", "objects differ", "half of the classes in a patient"])
 def test_the_interval_covers_what_it_should(patients, world):
     """95 % of the intervals hold the truth, from three patients on, and fewer than 5 % of the verdicts are false."""
-    covered, false, _ = coverage.coverage(coverage.WORLDS[world], patients, 400)
-    assert 0.92 <= covered <= 0.98
+    printed, covered, false = coverage.coverage(coverage.WORLDS[world], patients, 400)
+    assert printed < 0.05 or 0.92 <= covered <= 0.98
+    assert printed == 1 or world == "half of the classes in a patient"
     assert false < (0.08 if patients >= 6 else 1e-9)
 
 
@@ -51,8 +52,8 @@ def test_the_interval_covers_what_it_should(patients, world):
 @pytest.mark.parametrize("patients", coverage.PATIENTS)
 @pytest.mark.parametrize("world", coverage.WORLDS)
 def test_the_interval_covers_what_it_should_to_the_point(patients, world):
-    covered, false, _ = coverage.coverage(coverage.WORLDS[world], patients, 2000)
-    assert 0.93 <= covered <= 0.97
+    printed, covered, false = coverage.coverage(coverage.WORLDS[world], patients, 2000)
+    assert printed < 0.05 or 0.93 <= covered <= 0.97
     assert false < (0.06 if patients >= 6 else 1e-9)
 
 

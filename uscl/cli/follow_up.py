@@ -7,8 +7,9 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from uscl.cli.experiments import find_experiment
@@ -62,6 +63,7 @@ def run_tests(
     accelerator: str,
     loggers: Sequence[Any] = (),
     tuning: str | None = None,
+    sides: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Tests what a training left, with its adapter, on each of some experiments; rows go to ``RUN/tests/NAME``.
 
@@ -72,6 +74,7 @@ def run_tests(
         accelerator: as the training was given it.
         loggers: of the training; W&B and TensorBoard get rows and pictures too.
         tuning: class path of the tuning method, where it is none of uscl's.
+        sides: ``data.split`` for tests by name: those of the data that was trained on take the sides of the training.
 
     Raises:
         InputError: an experiment cannot be used, the training left no adapter, or a test failed.
@@ -104,6 +107,7 @@ def run_tests(
             f"--trainer.default_root_dir={run / 'tests' / name}",
             "--overwrite",
             *([f"--model.tuning={tuning}"] if tuning else []),
+            *([f"--data.split={sides[name]}"] if name in sides else []),
         ]
         if subprocess.run(command, env=environment, check=False).returncode:
             end_record(run, f"failed: the test with {file}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -43,6 +42,7 @@ from uscl.evaluation.promptable import PromptableModule
 from uscl.phantom import PhantomDataModule, PhantomScansDataModule
 from uscl.phantom.pretraining import PretrainDataModule
 from uscl.stages import DistillModule, LoRASegModule, PretrainModule, VCLPretrainModule
+from uscl.stages.checkpoints import check_readable
 
 __all__ = [
     "ComparatorModule",
@@ -177,7 +177,7 @@ class UsclCLI(LightningCLI):
                     "--ckpt_path: resumes a training; what it left is given as --model.adapter "
                     "RUN/adapter.safetensors, or --model.weights RUN/weights.safetensors"
                 )
-            _check_readable(config.ckpt_path)
+            check_readable(config.ckpt_path)
         wanted = config.trainer.default_root_dir or f"runs/{self.subcommand}"
         if _of_agent():
             # Agents that begin at the same time would take the same folder.
@@ -240,7 +240,21 @@ class UsclCLI(LightningCLI):
                 config.trainer.accelerator,
                 self.trainer.loggers,
                 _tuning_outside(config.model.init_args.get("tuning")),
+                self._sides(),
             )
+
+    def _sides(self) -> dict[str, str]:
+        """How tests of the very data that was trained on are to be divided, where they would be otherwise."""
+        config = self.config[self.subcommand]
+        own = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))["data"]["init_args"]
+        found = {}
+        for name, args in parse_experiments(config.test_with).items():
+            data = resolve(["test", "--config", *args])["data"]["init_args"]
+            same = all(data.get(key) == own.get(key) for key in ("root", "dataset", "modality"))
+            if same and data.get("split") != own.get("split"):
+                found[name] = json.dumps(own["split"])
+                log.info("%s: tested on the sides of the training, data.split %s", args[0], found[name])
+        return found
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that make a run leave something behind, and a CSV logger beside those that are chosen."""
@@ -288,28 +302,6 @@ def _as_list(given: Any) -> list[Any]:
 
 def _class_of(given: Any) -> str:
     return str(given.get("class_path", "")).rsplit(".", 1)[-1]
-
-
-def _check_readable(checkpoint: str) -> None:
-    """Looks into a checkpoint file; what Lightning resolves itself (``last``, ``best``, addresses) is left to it.
-
-    Raises:
-        InputError: there is no such file, or it is none of Lightning's.
-    """
-    file = Path(checkpoint).expanduser()
-    if not file.suffix or "://" in checkpoint:
-        return
-    if not file.is_file():
-        raise InputError(f"--ckpt_path: {file}: no such file")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"--ckpt_path: {file}: not a checkpoint that can be read safely") from error
-    if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
-        raise InputError(
-            f"--ckpt_path: {file}: not a checkpoint of a run; expected checkpoints/last.ckpt. Weights "
-            "alone are given as --model.weights, adapters as --model.adapter"
-        )
 
 
 class _Parsed(Exception):

@@ -85,6 +85,10 @@ class Ablation:
         ran = [run.setting for run in self.runs]
         return self.main if self.main in ran else max(self.own, key=ran.count, default=Setting(BASELINE))
 
+    def trainings(self, setting: Setting | None) -> int:
+        """How many trainings the figures of a setting rest on, seeds times folds; 0 for the untouched backbone."""
+        return len({run.training for run in self.runs if run.setting == setting and run.training and run.rows})
+
     def costs(self, setting: Setting | None) -> list[Cost]:
         """What the trainings of a setting cost, where it was measured; each once, however many tests it had."""
         own = [run for run in self.runs if run.setting == setting]

@@ -14,7 +14,7 @@ from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.runs import BASELINE, Setting
 from uscl.evaluation.statistics import LEAST_FOR_VERDICT, SIGNIFICANT, Estimate, ratio_interval, signed_rank
 
-_LEAST_SEEDS = 3
+_LEAST_TRAININGS = 3
 """Trainings that a verdict takes."""
 _ALIKE = 0.1
 """Share by which two costs must differ to count as different."""
@@ -41,19 +41,20 @@ class _Claim:
     where: tuple[str, ...] = ()
 
 
-def verdict(difference: Estimate | None, p: float) -> str:
+def verdict(difference: Estimate | None, p: float, trainings: int) -> str:
     """What a paired difference says of the claim that it is above 0.
 
     Args:
         difference: None if a side was not run.
         p: of :func:`~uscl.evaluation.statistics.signed_rank`.
+        trainings: that each side rests on, the fewer.
     """
     if difference is None or not difference.n:
         return "not run"
     if difference.patients < LEAST_FOR_VERDICT or isnan(difference.low):
         return f"no verdict from {_counted(difference.patients, 'patient')}"
-    if difference.seeds < _LEAST_SEEDS:
-        return f"no verdict from {_counted(difference.seeds, 'training')}"
+    if trainings < _LEAST_TRAININGS:
+        return f"no verdict from {_counted(trainings, 'training')}"
     if difference.low <= 0 <= difference.high:
         return "undecided: the interval includes 0"
     if not p < SIGNIFICANT:
@@ -79,7 +80,8 @@ def claims_table(ablation: Ablation) -> ReportTable:
         found = ablation.gain(claim.ours, claim.theirs, claim.where)
         p = signed_rank(ablation.pairs(claim.ours, claim.theirs, claim.where))
         shown = ReportCell(found, claim.reported, difference=True)
-        lines.append((claim.text, shown, p_text(p), verdict(found, p)))
+        trainings = [ablation.trainings(s) for s in (claim.ours, claim.theirs) if s != Setting(BASELINE)]
+        lines.append((claim.text, shown, p_text(p), verdict(found, p, min(trainings, default=0))))
     reported = {"time per step": paper.HOURS, "memory": paper.GIGABYTES}
     # Memory of a process on a CPU holds its libraries too, which would hide what differs.
     measures: dict[str, Callable[[Cost], float | None]] = {
@@ -88,8 +90,8 @@ def claims_table(ablation: Ablation) -> ReportTable:
     }
     lines += [_on_cost(ablation, what, measures[what], reported[what]) for what in reported]
     takes = (
-        f"A verdict takes {LEAST_FOR_VERDICT} patients, {_LEAST_SEEDS} trainings, an interval without 0 and p below "
-        f"{SIGNIFICANT}; one on costs takes {_LEAST_SEEDS} trainings of {_LEAST_STEPS} steps or more on either side."
+        f"A verdict takes {LEAST_FOR_VERDICT} patients, {_LEAST_TRAININGS} trainings, an interval without 0 and p "
+        f"below {SIGNIFICANT}; one on costs {_LEAST_TRAININGS} trainings of {_LEAST_STEPS} steps or more a side."
     )
     note = (
         f"Differences in points of Dice at {ablation.at}, paired by object and seed [95 % interval over patients and "
@@ -179,7 +181,7 @@ def _on_cost(
     if not ours or not theirs:
         return text, "not measured", "", "no verdict: benchmarks/tuning.py measures it on any machine"
     ratio = median(theirs) / median(ours)
-    if min(len(ours), len(theirs)) < _LEAST_SEEDS:
+    if min(len(ours), len(theirs)) < _LEAST_TRAININGS:
         return text, f"{ratio:.2f} times", "", f"no verdict from {_counted(min(len(ours), len(theirs)), 'training')}"
     low, high = ratio_interval(theirs, ours)
     if low >= claimed:

@@ -16,7 +16,7 @@ from scipy.stats import wilcoxon
 from uscl.evaluation.rows import ResultRow
 
 LEAST_PATIENTS = 3
-"""Patients that an interval takes."""
+"""Patients that an interval takes, in the mean over classes: fewer say too little of how patients differ."""
 LEAST_FOR_VERDICT = 6
 """Patients that a verdict takes: with fewer Wilcoxon's test cannot reach p < 0.05."""
 SIGNIFICANT = 0.05
@@ -48,7 +48,7 @@ class Estimate:
 
     Attributes:
         mean: mean of the class means, each over objects and seeds; nan if there is no object.
-        low: lower end of the 95 % interval; nan with fewer than :data:`LEAST_PATIENTS` patients.
+        low: lower end of the 95 % interval; nan with fewer than :data:`LEAST_PATIENTS` patients a class.
         high: upper end.
         n: number of objects, each counted once however many seeds there are.
         patients: number of patients.
@@ -117,7 +117,8 @@ def estimate(samples: Sequence[Sample], within: tuple[float, float] | None = Non
         totals[:, of_class[s.class_name], of_patient[s.patient], of_seed[s.seed]] += (s.value, 1)
     sums, counts = totals.sum((2, 3))
     mean = float((sums / counts).mean())
-    half = _half_width(*totals) if len(patients) >= LEAST_PATIENTS else nan
+    having = (totals[1].sum(2) > 0).sum(1)
+    half = _half_width(*totals) if having.mean() >= LEAST_PATIENTS else nan
     low, high = mean - half, mean + half
     if within is not None:
         low, high = max(low, within[0]), min(high, within[1])
@@ -126,7 +127,7 @@ def estimate(samples: Sequence[Sample], within: tuple[float, float] | None = Non
 
 
 def _half_width(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
-    """Half of the 95 % interval of the mean over class means; nan where no class has two patients.
+    """Half of the 95 % interval of the mean over class means; some class must have two patients.
 
     Args:
         sums: of the values [class, patient, seed].
@@ -137,10 +138,7 @@ def _half_width(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> float
     # What every patient and seed moves the mean by: a linearisation, which is exact where all have every class.
     moved = (sums - counts * means[:, None, None]) / per_class[:, None, None] / len(means)
     having = (counts.sum(2) > 0).sum(1)
-    shared = having > 1
-    if not shared.any():
-        return nan
-    corrected = np.sqrt(having / np.maximum(having - 1, 1)) * shared
+    corrected = np.sqrt(having / np.maximum(having - 1, 1)) * (having > 1)
     moved = (moved * corrected[:, None, None]).sum(0)
     by_patient, by_seed = moved.sum(1), moved.sum(0)
     variance = float((by_patient**2).sum()) + _of_single_patients(sums, counts)
