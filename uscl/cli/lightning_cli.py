@@ -170,7 +170,7 @@ class UsclCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.test_with and self.subcommand != "fit":
             raise InputError("--test_with: only `uscl fit` leaves something to test; use `uscl test --config ...`")
-        parse_experiments(config.test_with)  # before hours of training
+        self._sides = self._find_sides()  # before hours of training
         if config.get("ckpt_path"):
             if self.subcommand in ("test", "predict"):
                 raise InputError(
@@ -240,16 +240,25 @@ class UsclCLI(LightningCLI):
                 config.trainer.accelerator,
                 self.trainer.loggers,
                 _tuning_outside(config.model.init_args.get("tuning")),
-                self._sides(),
+                self._sides,
             )
 
-    def _sides(self) -> dict[str, str]:
-        """How tests of the very data that was trained on are to be divided, where they would be otherwise."""
+    def _find_sides(self) -> dict[str, str]:
+        """How tests of the very data that is trained on are to be divided, where they would be otherwise.
+
+        Raises:
+            InputError: a test of ``--test_with`` cannot be run.
+        """
         config = self.config[self.subcommand]
+        if not config.test_with:
+            return {}
         own = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))["data"]["init_args"]
         found = {}
         for name, args in parse_experiments(config.test_with).items():
-            data = resolve(["test", "--config", *args])["data"]["init_args"]
+            try:
+                data = resolve(["test", "--config", *args])["data"]["init_args"]
+            except InputError as error:
+                raise InputError(f"--test_with: {args[0]}: {error}") from error
             same = all(data.get(key) == own.get(key) for key in ("root", "dataset", "modality"))
             if same and data.get("split") != own.get("split"):
                 found[name] = json.dumps(own["split"])
