@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from end_to_end.running import EXPERIMENTS, SMALL_STEPS, STUDY, TINY, in_process, uscl
 
@@ -11,6 +12,7 @@ from uscl.data.datasets import read_folder
 from uscl.evaluation import read_rows
 
 
+@pytest.mark.slow
 def test_one_command_trains_tests_and_reports_all_folds(study, tmp_path, monkeypatch):
     monkeypatch.setattr("uscl.cli.commands.sweep.subprocess.run", in_process)
     monkeypatch.setattr("uscl.cli.follow_up.subprocess.run", in_process)
