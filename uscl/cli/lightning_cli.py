@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import uscl
-from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Scoring, WeightsExport
+from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Pace, Scoring, WeightsExport
 from uscl.callbacks.scoring import earlier_test
 from uscl.cli.experiments import find_experiments
 from uscl.cli.follow_up import parse_experiments, run_tests
@@ -272,7 +272,7 @@ class UsclCLI(LightningCLI):
         if self._replaced is not None:
             claim_run_folder(self._replaced, overwrite=True)
         # CostMeter comes after what it weighs.
-        callbacks: list[Callback] = [AdapterExport(), WeightsExport(), CostMeter(), MaskWriter()]
+        callbacks: list[Callback] = [AdapterExport(), WeightsExport(), CostMeter(), MaskWriter(), Pace()]
         if not any(_class_of(given) == "Scoring" for given in _as_list(config.callbacks)):
             callbacks.append(Scoring())
         if not config.fast_dev_run:
