@@ -71,7 +71,7 @@ def coverage(world: World, patients: int, draws: int, seed: int = 0) -> tuple[fl
         found = estimate(drawn)
         if found.low == found.low:
             covered.append(found.low <= 0 <= found.high)
-        false.append(verdict(found, signed_rank(drawn), SEEDS) in ("holds here", "does not hold here"))
+        false.append(verdict(found, signed_rank(drawn)) in ("holds here", "does not hold here"))
     return len(covered) / draws, fmean(covered) if covered else nan, fmean(false)
 
 

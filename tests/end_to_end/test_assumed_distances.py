@@ -40,10 +40,11 @@ def test_assumed_in_assumed_out(tmp_path, monkeypatch, capsys, caplog):
     small = "--data.sampling.minimum_foreground 1 --trainer.max_epochs 1 --model.tuning.rank 2"
     assert uscl(f"{line} {small} --trainer.default_root_dir runs/lora") == 0
     for name, more in {"lora": "--model.adapter runs/lora/adapter.safetensors", "untouched": ""}.items():
-        test = f"test --config experiments/eval_us.yaml {DATA} {TINY} {CLICKS} {more} --data.split.test_fraction 1"
+        test = f"test --config experiments/eval_us.yaml {DATA} {TINY} {CLICKS} {more}"
         assert uscl(f"{test} --trainer.default_root_dir runs/test_{name}") == 0
         assert {row.distances for row in read_rows(Path(f"runs/test_{name}/rows.csv"))} == {"assumed"}
     assert uscl("report runs/test_lora runs/test_untouched --out report --clicks 2") == 0
+    assert "LoRA (encoder and decoder, rank 2" in Path("report/report.md").read_text()
     line = f"segment {pair} --points 20,20,6 --weights null --backbone tiny"
     assert uscl(f"{line} --out mask.nii.gz --picture m.png") == 0
     assert read_label("mask.nii.gz").distances == "assumed"

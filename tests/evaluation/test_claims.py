@@ -90,8 +90,8 @@ def test_verdicts_on_costs_take_several_trainings(seconds, steps, said):
     ],
 )
 def test_what_a_verdict_takes(patients, seeds, low, p, said):
-    assert verdict(Estimate(0.0, low, low + 0.2, 40, patients, seeds), p, seeds) == said
-    assert verdict(None, float("nan"), 3) == "not run"
+    assert verdict(Estimate(0.0, low, low + 0.2, 40, patients, seeds), p) == said
+    assert verdict(None, float("nan")) == "not run"
 
 
 def test_the_main_setting_is_one_that_was_run():

@@ -10,7 +10,8 @@ import yaml
 from evaluation.report_runs import PATIENTS, write_run
 
 from uscl.errors import InputError
-from uscl.evaluation.ablation import look_at, table4
+from uscl.evaluation.ablation import described, look_at, table4
+from uscl.evaluation.claims import claims_table
 from uscl.evaluation.folds import fold_notes
 from uscl.evaluation.rows import read_rows, write_rows
 from uscl.evaluation.runs import Setting, find_runs
@@ -51,21 +52,25 @@ def test_every_patient_stands_once(divided):
     whole = write_run(divided.parent / "whole", "LoRA", {"sweeps": 0.5})
     assert lora.mean == pytest.approx(look_at(find_runs([whole])).dice(LORA).mean, abs=1e-3)
     assert full.mean - lora.mean == pytest.approx(0.2, abs=1e-4)
-    assert ablation.trainings(LORA) == 3
     gain = ablation.gain(FULL, LORA)
     assert gain.patients == PATIENTS, "paired over the folds"
     assert "12 objects of 6 patients" in table4(ablation).note
 
 
 def test_the_report_says_so(divided, tmp_path):
-    notes = list(fold_notes(find_runs([divided])))
+    notes = list(fold_notes(find_runs([divided]), described))
+    names = ("full tuning (encoder and decoder)", "LoRA (encoder and decoder, rank 32, without VCL)")
     assert notes == [
-        f"{name}, seed 0: rows of 3 of 3 folds together, each patient tested once, by a training that did not see them."
-        for name in ("FullTuning both", "LoRA both rank 32")
+        *(
+            f"{name}, seed 0: rows of 3 of 3 folds together, each patient tested once, by a training that did not see "
+            "them."
+            for name in names
+        ),
+        "Intervals from folds of a single seed leave out that trainings differ.",
     ]
     for run in divided.glob("LoRA-1"):
         (run / "run.json").write_text(json.dumps({"status": "running"}))
-    (note,) = (note for note in fold_notes(find_runs([divided])) if note.startswith("LoRA"))
+    (note,) = (note for note in fold_notes(find_runs([divided]), described) if note.startswith("LoRA"))
     assert "2 of 3 folds (MISSING: 1)" in note
 
 
@@ -90,6 +95,42 @@ def test_another_data_set_is_the_result_of_as_many_trainings(tmp_path):
     assert (own.patients, own.seeds) == (PATIENTS, 1)
 
 
+def test_an_unfinished_fold_of_another_method_changes_no_figure(tmp_path):
+    for part in range(3):
+        write_fold(tmp_path, "LoRA", part, elsewhere=True)
+    before = look_at(find_runs([tmp_path])).dice(LORA, "AMOS22")
+    write_fold(tmp_path, "FullTuning", 1, elsewhere=True)
+    assert look_at(find_runs([tmp_path])).dice(LORA, "AMOS22") == before
+
+
+def test_a_verdict_counts_seeds_and_not_folds(divided):
+    """No patient is tested by two trainings of one seed, so that nothing says how trainings differ."""
+    lines = {line[0]: line[-1] for line in claims_table(look_at(find_runs([divided]))).lines}
+    assert lines["full tuning gains more than LoRA"] == "no verdict from 1 training"
+
+
+def test_runs_of_earlier_versions_had_no_such_setting(tmp_path):
+    old = write_run(tmp_path / "old", "LoRA", {"sweeps": 0.5})
+    new = write_run(tmp_path / "new", "LoRA", {"sweeps": 0.5}, seed=1)
+    for run, split in ((old, {"seed": 0, "fold": None}), (new, {"seed": 0, "fold": None, "fold_test": None})):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["data"]["init_args"]["split"] = split
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len(find_runs([tmp_path])) == 2
+
+
+def test_whom_stage_1_saw_is_not_tested(tmp_path, caplog):
+    run = write_fold(tmp_path / "runs", "LoRA", 0)
+    stage1 = write_fold(tmp_path / "stage1-32-0", "LoRA", 1)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    pattern = str(stage1).replace("32-0", "{rank}-{seed}")
+    config["model"]["init_args"]["vcl_adapter"] = f"{pattern}/adapter.safetensors"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    write_fold(tmp_path / "runs", "LoRA", 1)
+    assert [found.fold for found in find_runs([tmp_path / "runs"]) if found.rows] == [(1, 3)]
+    assert "2 of the patients it tested were trained on" in caplog.text
+
+
 def test_who_was_trained_on_is_not_tested(tmp_path, caplog):
     """The fold of the test is another than that of the training."""
     run = write_fold(tmp_path, "LoRA", 0)
@@ -98,7 +139,7 @@ def test_who_was_trained_on_is_not_tested(tmp_path, caplog):
     rows = read_rows(test)
     write_rows(test, [replace(row, patient="p1", case="case1") for row in rows])
     runs = find_runs([tmp_path])
-    assert [found.fold for found in runs] == [(1, 3)]
+    assert [found.fold for found in runs if found.rows] == [(1, 3)]
     assert "1 of the patients it tested were trained on" in caplog.text
     # Patients of another folder may have the same names.
     config = yaml.safe_load((test.parent / "config.yaml").read_text())

@@ -81,6 +81,34 @@ def test_seeds_do_not_replace_patients():
     assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.05)
 
 
+def test_patients_and_trainings_give_the_interval_of_a_two_way_table():
+    """With every class in every patient: mean squares of patients, trainings and rest, Satterthwaite's degrees."""
+    random = np.random.default_rng(6)
+    values = random.normal(size=(4, 1)) + random.normal(size=(1, 3)) + 0.3 * random.normal(size=(4, 3))
+    found = estimate([sample("x", str(p), value, seed) for (p, seed), value in np.ndenumerate(values)])
+    rows, columns, whole = values.mean(1), values.mean(0), values.mean()
+    of_patients = 3 * rows.var(ddof=1)
+    of_trainings = 4 * columns.var(ddof=1)
+    rest = ((values - rows[:, None] - columns + whole) ** 2).sum() / 6
+    assert of_trainings > rest
+    variance = of_patients + of_trainings - rest
+    freedom = variance**2 / (of_patients**2 / 3 + of_trainings**2 / 2 + rest**2 / 6)
+    half = t.ppf(0.975, freedom) * (variance / 12) ** 0.5
+    assert (found.low, found.high) == pytest.approx((whole - half, whole + half))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patients", [(30, 2), (20, 2, 2, 2), (9, 1, 1, 1), (10, 3)], ids=str)
+def test_classes_of_few_patients_do_not_make_it_narrow(patients):
+    random = np.random.default_rng(7)
+    held = []
+    for _ in range(600):
+        drawn = [sample(f"c{c}", str(p), random.normal()) for c, count in enumerate(patients) for p in range(count)]
+        found = estimate(drawn)
+        held.append(found.low <= 0 <= found.high)
+    assert np.mean(held) > 0.93
+
+
 def test_a_dice_stays_within_its_bounds():
     few = [sample("x", str(p), value) for p, value in enumerate((0.7, 0.99, 0.99))]
     assert estimate(few, DICE).high == 1

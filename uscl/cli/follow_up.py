@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -54,6 +55,48 @@ def parse_experiments(experiments: Sequence[str]) -> dict[str, list[str]]:
     if len(commands) < len(experiments):
         raise InputError(f"--test_with: every experiment needs a file name of its own, found {', '.join(experiments)}")
     return commands
+
+
+def find_sides(
+    experiments: Sequence[str], own: Mapping[str, Any], resolve: Callable[[list[str]], dict[str, Any]]
+) -> dict[str, str]:
+    """How tests of the very data that is trained on are to be divided, where they would be otherwise.
+
+    Args:
+        experiments: as :func:`run_tests` takes them.
+        own: resolved settings of the data that is trained on.
+        resolve: gives the settings of a command line.
+
+    Returns:
+        ``data.split`` by the name of the test.
+
+    Raises:
+        InputError: a test cannot be run.
+    """
+    found, same = {}, False
+    for name, args in parse_experiments(experiments).items():
+        try:
+            data = resolve(["test", "--config", *args])["data"].get("init_args") or {}
+        except InputError as error:
+            raise InputError(f"--test_with: {args[0]}: {error}") from error
+        if not own.get("split") or [_place(data, key) for key in _PLACE] != [_place(own, key) for key in _PLACE]:
+            continue
+        same = True
+        if data.get("split") != own["split"]:
+            found[name] = json.dumps(own["split"])
+            log.info("%s: tested on the sides of the training, data.split %s", args[0], found[name])
+    if (own.get("split") or {}).get("fold_test") and not same:
+        log.warning("data.split.fold_test: no test of --test_with is of %s, so nobody of it is tested", own.get("root"))
+    return found
+
+
+_PLACE = ("root", "dataset", "modality")
+
+
+def _place(data: Mapping[str, Any], key: str) -> Any:
+    """A setting that says which data these are; folders may be written in several ways."""
+    value = data.get(key)
+    return Path(value).expanduser().resolve() if key == "root" and value else value
 
 
 def run_tests(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -21,7 +20,7 @@ import uscl
 from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Pace, Scoring, WeightsExport
 from uscl.callbacks.scoring import earlier_test
 from uscl.cli.experiments import find_experiments
-from uscl.cli.follow_up import parse_experiments, run_tests
+from uscl.cli.follow_up import find_sides, run_tests
 from uscl.cli.refusals import check_configs, reason_in
 from uscl.cli.run_folder import (
     begin_record,
@@ -170,7 +169,8 @@ class UsclCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.test_with and self.subcommand != "fit":
             raise InputError("--test_with: only `uscl fit` leaves something to test; use `uscl test --config ...`")
-        self._sides = self._find_sides()  # before hours of training
+        own = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))["data"]
+        self._sides = find_sides(config.test_with, own.get("init_args") or {}, resolve)  # before hours of training
         if config.get("ckpt_path"):
             if self.subcommand in ("test", "predict"):
                 raise InputError(
@@ -242,28 +242,6 @@ class UsclCLI(LightningCLI):
                 _tuning_outside(config.model.init_args.get("tuning")),
                 self._sides,
             )
-
-    def _find_sides(self) -> dict[str, str]:
-        """How tests of the very data that is trained on are to be divided, where they would be otherwise.
-
-        Raises:
-            InputError: a test of ``--test_with`` cannot be run.
-        """
-        config = self.config[self.subcommand]
-        if not config.test_with:
-            return {}
-        own = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))["data"]["init_args"]
-        found = {}
-        for name, args in parse_experiments(config.test_with).items():
-            try:
-                data = resolve(["test", "--config", *args])["data"]["init_args"]
-            except InputError as error:
-                raise InputError(f"--test_with: {args[0]}: {error}") from error
-            same = all(data.get(key) == own.get(key) for key in ("root", "dataset", "modality"))
-            if same and data.get("split") != own.get("split"):
-                found[name] = json.dumps(own["split"])
-                log.info("%s: tested on the sides of the training, data.split %s", args[0], found[name])
-        return found
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that make a run leave something behind, and a CSV logger beside those that are chosen."""

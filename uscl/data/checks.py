@@ -15,6 +15,7 @@ from uscl.data.datasets.cases import Case, DataSet
 from uscl.data.patches import Preprocessing
 from uscl.data.plausible import size_note
 from uscl.data.store import is_written, stored_bytes, vanished_ids, write_case
+from uscl.data.volume import note_beside
 from uscl.errors import InputError
 
 USABLE, UNUSABLE = "usable", "unusable"
@@ -84,7 +85,9 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
         whole = bool(np.issubdtype(volume.array.dtype, np.integer) or (volume.array == np.rint(volume.array)).all())
         try:
             vanished = () if label is None or prepared is None else vanished_ids(label.array, prepared)
-            write_case(folder, preprocessing, case.name, image, prepared, grid, whole, sources, vanished)
+            write_case(
+                folder, preprocessing, case.name, image, prepared, grid, whole, sources, vanished, volume.distances
+            )
         except (OSError, RuntimeError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             remedy = "make room" if full else "make it writable"
@@ -119,7 +122,7 @@ def _sources(case: Case) -> dict[str, tuple[int, int]]:
     files: list[Path] = []
     for path in (case.image, case.label):
         if path is not None:
-            files += sorted(path.glob("*")) if path.is_dir() else [path]
+            files += sorted(path.glob("*")) if path.is_dir() else [path, note_beside(path)]
     stats = {str(file): file.stat() for file in files if file.is_file()}
     found = {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
     # A sweep that is to be read in another way counts as changed, too.

@@ -211,7 +211,8 @@ class VolumeDataModule(LightningDataModule):
         objects, vanished, odd = [], [], {}
         for case in track(cases, f"Looking through {len(cases)} {split} cases", disable=len(cases) < 2, transient=True):
             prepared = self.cache.labelled(case)[0]
-            if note := size_note(prepared.grid.oriented_shape, prepared.grid.source_spacing):
+            note = size_note(prepared.grid.oriented_shape, prepared.grid.source_spacing)
+            if note and prepared.distances != "assumed":
                 odd[case.name] = note
             present = set(prepared.summary)
             if not present and case.label is not None and not case.label.is_dir():

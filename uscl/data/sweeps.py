@@ -158,7 +158,10 @@ def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
         )
     if _is_volume(source) and (difference := grid_difference(label, sweep)):
         raise InputError(f"{source}: does not lie on the grid of {sweep.name}: {difference}")
-    return replace(sweep, array=label.array, path=source)
+    distances = sweep.distances
+    if _is_volume(source) and distances != "given":  # what the user gives holds for both
+        distances = vaguest(distances, label.distances)
+    return replace(sweep, array=label.array, path=source, distances=distances)
 
 
 def grid_difference(label: Volume, sweep: Volume) -> str | None:

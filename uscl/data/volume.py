@@ -163,7 +163,7 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool =
         target.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(partial), useCompression=True)
         if volume.distances == "assumed":  # first: the file must not be met without it
-            _write_note(note, target.name)
+            _write_note(note)
         partial.replace(target)
         if volume.distances != "assumed":
             note.unlink(missing_ok=True)
@@ -175,14 +175,13 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool =
 
 
 def note_beside(path: Path) -> Path:
-    """The file that says that the millimetres of a volume are assumed: ``mask.distances.json`` of ``mask.nii.gz``."""
-    return path.with_name(f"{stem(path)}.distances.json")
+    """The file that says that the millimetres of ``mask.nii.gz`` are assumed: ``mask.nii.gz.distances.json``."""
+    return path.with_name(f"{path.name}.distances.json")
 
 
-def _write_note(note: Path, name: str) -> None:
+def _write_note(note: Path) -> None:
     content = {
         "distances": "assumed",
-        "of": name,
         "meaning": "the millimetres in the header were assumed by uscl: lengths and volumes cannot be taken from it",
     }
     partial = note.with_name(f".{os.getpid()}-{note.name}")

@@ -9,6 +9,7 @@ from statistics import median
 from uscl.errors import InputError
 from uscl.evaluation import paper
 from uscl.evaluation.cost import Cost
+from uscl.evaluation.folds import own_seed
 from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.runs import BASELINE, Run, Setting, data_sets, is_scan, samples
 from uscl.evaluation.statistics import DICE, Estimate, Sample, differences, estimate
@@ -84,10 +85,6 @@ class Ablation:
         """The main setting; where that was not run the user's own with most runs, else the untouched backbone."""
         ran = [run.setting for run in self.runs]
         return self.main if self.main in ran else max(self.own, key=ran.count, default=Setting(BASELINE))
-
-    def trainings(self, setting: Setting | None) -> int:
-        """How many trainings the figures of a setting rest on, seeds times folds; 0 for the untouched backbone."""
-        return len({run.training for run in self.runs if run.setting == setting and run.training and run.rows})
 
     def costs(self, setting: Setting | None) -> list[Cost]:
         """What the trainings of a setting cost, where it was measured; each once, however many tests it had."""
@@ -262,7 +259,7 @@ def _note(ablation: Ablation) -> str:
         if found:
             largest = max(found, key=lambda e: e.n)
             sizes.append(f"{name}: {largest.n} objects of {largest.patients} patients")
-    seeds = sorted({run.seed for run in ablation.runs if run.seed is not None})
+    seeds = sorted({own_seed(run.seed) for run in ablation.runs if run.seed is not None})
     return (
         f"Dice in % at {ablation.at}, mean over classes [95 % interval over patients and seeds]. Seeds "
         f"{', '.join(map(str, seeds)) or 'none'}; {'; '.join(sizes)}. The paper's figures are of other data, at 10 "

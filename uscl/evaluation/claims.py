@@ -41,20 +41,22 @@ class _Claim:
     where: tuple[str, ...] = ()
 
 
-def verdict(difference: Estimate | None, p: float, trainings: int) -> str:
+def verdict(difference: Estimate | None, p: float) -> str:
     """What a paired difference says of the claim that it is above 0.
+
+    Seeds are counted, not seeds times folds: of the folds of one seed no patient is tested by two trainings, so that
+    nothing says how trainings differ.
 
     Args:
         difference: None if a side was not run.
         p: of :func:`~uscl.evaluation.statistics.signed_rank`.
-        trainings: that each side rests on, the fewer.
     """
     if difference is None or not difference.n:
         return "not run"
     if difference.patients < LEAST_FOR_VERDICT or isnan(difference.low):
         return f"no verdict from {_counted(difference.patients, 'patient')}"
-    if trainings < _LEAST_TRAININGS:
-        return f"no verdict from {_counted(trainings, 'training')}"
+    if difference.seeds < _LEAST_TRAININGS:
+        return f"no verdict from {_counted(difference.seeds, 'training')}"
     if difference.low <= 0 <= difference.high:
         return "undecided: the interval includes 0"
     if not p < SIGNIFICANT:
@@ -80,8 +82,7 @@ def claims_table(ablation: Ablation) -> ReportTable:
         found = ablation.gain(claim.ours, claim.theirs, claim.where)
         p = signed_rank(ablation.pairs(claim.ours, claim.theirs, claim.where))
         shown = ReportCell(found, claim.reported, difference=True)
-        trainings = [ablation.trainings(s) for s in (claim.ours, claim.theirs) if s != Setting(BASELINE)]
-        lines.append((claim.text, shown, p_text(p), verdict(found, p, min(trainings, default=0))))
+        lines.append((claim.text, shown, p_text(p), verdict(found, p)))
     reported = {"time per step": paper.HOURS, "memory": paper.GIGABYTES}
     # Memory of a process on a CPU holds its libraries too, which would hide what differs.
     measures: dict[str, Callable[[Cost], float | None]] = {

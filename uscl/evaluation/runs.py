@@ -220,7 +220,8 @@ def _run(
             words = _words_of_earlier(file.parent)
             found_rows = [_with_words(row, *words) for row in found_rows]
         if training is not None and (seen := seen_in_training(training, config, _config_of(file.parent), found_rows)):
-            raise ValueError(f"{file.parent}: {seen} of the patients it tested were trained on")
+            log.warning("%s: %d of the patients it tested were trained on; left out", file.parent, seen)
+            continue
         for row in found_rows:
             if tests.get(row.data_set, file.parent) != file.parent:
                 raise _TestedTwiceError(
@@ -318,8 +319,11 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     for name in ("vcl_adapter", "seed", *of_tests):
         model.pop(name, None)
     data.pop("seed", None)
-    if fold_of(config) is not None:
-        data["split"] = {name: value for name, value in data["split"].items() if name != "fold"}
+    if data.get("split"):
+        # Earlier versions had no such setting; and folds are put together.
+        gone = {"fold_test", "fold"} if fold_of(config) is not None else {"fold_test"}
+        data["split"] = {name: value for name, value in data["split"].items() if name not in gone}
+        data["split"] |= {"fold_test": True} if fold_of(config) is not None else {}
     kept = (
         "max_epochs",
         "max_steps",

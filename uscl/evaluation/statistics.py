@@ -137,22 +137,26 @@ def _half_width(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> float
     means = sums.sum((1, 2)) / per_class
     # What every patient and seed moves the mean by: a linearisation, which is exact where all have every class.
     moved = (sums - counts * means[:, None, None]) / per_class[:, None, None] / len(means)
-    having = (counts.sum(2) > 0).sum(1)
+    there = counts.sum(2) > 0
+    having = there.sum(1)
     corrected = np.sqrt(having / np.maximum(having - 1, 1)) * (having > 1)
-    moved = (moved * corrected[:, None, None]).sum(0)
-    by_patient, by_seed = moved.sum(1), moved.sum(0)
+    by_patient = (moved * corrected[:, None, None]).sum((0, 2))
     variance = float((by_patient**2).sum()) + _of_single_patients(sums, counts)
-    freedom = float(len(by_patient) - 1)
-    if len(by_seed) > 1:
-        between = len(by_seed) / (len(by_seed) - 1) * float((by_seed**2).sum())
-        rest = moved - by_patient[:, None] / len(by_seed) - by_seed / len(by_patient)
-        degrees = (len(by_patient) - 1) * (len(by_seed) - 1)
+    # As many patients as weigh alike: those of a class that few have weigh more.
+    weights = ((there / having[:, None] / len(means)) ** 2).sum(0)
+    freedom = max(float(weights.sum() ** 2 / (weights**2).sum()) - 1, 1.0)
+    cells = moved.sum(0)
+    patients, seeds = cells.shape
+    if seeds > 1:
+        between = seeds / (seeds - 1) * float((cells.sum(0) ** 2).sum())
+        rest = cells - cells.sum(1, keepdims=True) / seeds - cells.sum(0) / patients
+        degrees = (patients - 1) * (seeds - 1)
         chance = rest.size / degrees * float((rest**2).sum())
         if between > chance:
-            parts = variance**2 / freedom + between**2 / (len(by_seed) - 1) + chance**2 / degrees
+            parts = variance**2 / freedom + between**2 / (seeds - 1) + chance**2 / degrees
             variance += between - chance
-            freedom = variance**2 / parts
-    return float(student_t.ppf(0.975, max(freedom, 1.0))) * math.sqrt(variance)
+            freedom = max(variance**2 / parts, 1.0)
+    return float(student_t.ppf(0.975, freedom)) * math.sqrt(variance)
 
 
 def _of_single_patients(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> float:

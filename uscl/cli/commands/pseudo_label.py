@@ -35,7 +35,7 @@ _MARK = ".uscl-pseudo-label"
 _WORK = "work"
 _DONE = "quality.json"
 _OURS = re.compile(
-    r"((image|label)(_\d+)?|proposals)\.(nii\.gz|distances\.json)|quality\.json|contact_sheet\.png|report\.html"
+    r"((image|label)(_\d+)?|proposals)\.nii\.gz(\.distances\.json)?|quality\.json|contact_sheet\.png|report\.html"
 )
 
 

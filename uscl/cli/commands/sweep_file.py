@@ -185,9 +185,9 @@ def cell_name(cell: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> Any:
-    """The name of a YAML file without its folders, the parts of a list; any other value as it is."""
-    if isinstance(value, list):
-        return "-".join(str(_short(part)) for part in value)
+    """The name of a YAML file without its folders, the numbers of a list; any other value as it is."""
+    if isinstance(value, list) and all(type(part) in (int, float) for part in value):
+        return "-".join(map(str, value))
     return Path(value).stem if isinstance(value, str) and value.endswith(".yaml") else value
 
 

@@ -134,7 +134,7 @@ class Splitting:
     test_fraction: float = 0.2
     seed: int = 0
     fold: tuple[int, int] | None = None
-    fold_test: bool = False
+    fold_test: bool | None = None
     train_cases: int | None = None
 
     def of(self, data_set: DataSet) -> DataSet:
