@@ -28,6 +28,7 @@ def label_clips(folder: Path) -> None:
         assert uscl(f"{line} --patient {patient} {how}") == 0
 
 
+@pytest.mark.slow
 def test_assumed_in_assumed_out(tmp_path, monkeypatch, capsys, caplog):
     pytest.importorskip("blosc2")
     monkeypatch.chdir(tmp_path)
