@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py "untouched=runs/a/rows.csv" "tuned=runs/b/rows.csv" [--clicks 10] [--out table.md]
 
-Rows are paired by (case, class, clicks). Intervals are 95 % bootstraps over patients (2000 draws, seed 0), of the
+Rows are paired by (case, class, clicks). Intervals are over patients (95 %, Student's t, from three on), of the
 means as of their differences; Wilcoxon's signed-rank test goes over patients too.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 from rich.console import Console
@@ -41,8 +42,8 @@ def main() -> None:
             found = estimate(pairs)
             if not found.n:
                 raise SystemExit(f"no (case, class) at {arguments.clicks} clicks stands in both {name} and {base}")
-            several = found.patients > 1
-            interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if several else "(one patient: no interval)"
+            known = not isnan(found.low)
+            interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if known else "(too few patients)"
             counts = f"n = {found.n} pairs of {found.patients} patients, Wilcoxon p = {signed_rank(pairs):.3f}"
             difference = f"{100 * found.mean:+.1f} points {interval}"
             lines.append(f"{name} - {base}, {arguments.clicks} clicks: {difference}, {counts}")

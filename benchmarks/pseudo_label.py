@@ -1,7 +1,7 @@
 """Pseudo-labels of the propagation engine against the truth that phantoms have.
 
 Sweeps whose plane moves through the anatomy, key frames evenly over them, Dice over all other frames of a sweep as one
-volume, for every (sweep, class) of which a key frame shows something; with 95 % bootstrap intervals by patient. How
+volume, for every (sweep, class) of which a key frame shows something; with 95 % intervals over patients. How
 well the check foretells it is Spearman's rho of the left-out Dice, and of the mean confidence, with the true Dice.
 
     uscl simulate ultrasound --out data/phantom/held_out_sweeps --patients 16 --frames 128 --seed 7 --workers 2

@@ -7,6 +7,7 @@ import pytest
 from uscl.data.datasets import (
     Case,
     DataSet,
+    Splitting,
     assign_splits,
     few_shot,
 )
@@ -81,3 +82,25 @@ def test_few_shots_are_nested_and_leave_the_other_sides_alone():
         assert few_shot(data_set, 1, 0).in_split(side) == data_set.in_split(side)
     with pytest.raises(InputError, match=r"data\.split\.train_cases is 20; the training side has \d labelled cases"):
         few_shot(data_set, 20, 0)
+
+
+def test_every_patient_is_tested_in_one_fold_whatever_the_data_set_says():
+    """Its own sides and those of validation give way; who is tested is never trained on."""
+    given = tuple(Case(f"t{i}", None, None, f"t{i}", "test") for i in range(4))
+    data_set = DataSet("set", cases(19).cases + given, {})
+    tested = []
+    for part in range(5):
+        found = Splitting(val_fraction=0.2, fold=(part, 5), fold_test=True).of(data_set)
+        sides = {case.patient: case.split for case in found.cases}
+        assert list(sides.values()).count("val") in (3, 4)
+        tested += [patient for patient, side in sides.items() if side == "test"]
+    assert sorted(tested) == sorted({case.patient for case in data_set.cases})
+    assert {"t0", "t1", "t2", "t3"} < set(tested)
+    assert not Splitting(val_fraction=0.0, fold=(0, 5), fold_test=True).of(data_set).in_split("val")
+
+
+def test_folds_to_test_need_a_fold():
+    with pytest.raises(InputError, match=r"data\.split\.fold_test says which side data\.split\.fold is"):
+        Splitting(fold_test=True).of(cases(5))
+    with pytest.raises(InputError, match=r"k from 2 to the 5 patients$"):
+        Splitting(fold=(5, 5), fold_test=True).of(cases(5))

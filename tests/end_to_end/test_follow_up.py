@@ -141,7 +141,8 @@ def test_a_cell_of_an_agent_tells_wandb_its_metric(small, tmp_path, monkeypatch)
 @pytest.mark.usefixtures("tests_run")
 def test_a_test_that_fails_is_shown_and_leaves_the_run_unfinished(small, tmp_path, capsys):
     run = tmp_path / "run"
-    (tmp_path / "wrong.yaml").write_text("model: {class_path: Nothing}")
+    data = "data: {class_path: VolumeDataModule, init_args: {root: nowhere}}\n"
+    (tmp_path / "wrong.yaml").write_text(f"{data}model: {{class_path: LoRASegModule, init_args: {{backbone: tiny}}}}\n")
     assert fit(small, "--trainer.default_root_dir", str(run), "--test_with", f"[{tmp_path / 'wrong.yaml'}]") == 2
     assert "wrong.yaml failed" in capsys.readouterr().err
     assert json.loads((run / "run.json").read_text())["status"].startswith("failed: the test with")
@@ -156,6 +157,9 @@ def test_what_cannot_be_tested_with_is_reported_before_the_training(small, tmp_p
     assert "a file name of its own" in capsys.readouterr().err
     assert fit(small, *args, "--test_with", '["x.yaml --data.root \'a b"]') == 2
     assert "no closing quotation" in capsys.readouterr().err
+    (tmp_path / "wrong.yaml").write_text("model: {class_path: Nothing}")
+    assert fit(small, *args, "--test_with", f"[{tmp_path / 'wrong.yaml'}]") == 2
+    assert "wrong.yaml: model: expected the name or dotted path of a class" in capsys.readouterr().err
     assert fit(small, *args, "--test_with", "[nowhere.yaml]") == 2
     assert "nowhere.yaml: no such file" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ import pytest
 from uscl.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "data/README.md")
+PAGES = ("README.md", "data/README.md", "docs/numbers.md")
 
 
 def commands() -> list[str]:

@@ -134,6 +134,7 @@ def test_cells_go_to_the_cluster_once(cluster, capsys):
     assert {name: (out / name / "times").read_text() for name in rows} == {"rank-4": "x", "rank-0": "xx", "rank-8": "x"}
 
 
+@pytest.mark.slow
 def test_cells_that_an_interrupted_call_submitted_are_waited_for(cluster, monkeypatch):
     """The first call ends right after submitting, as if somebody had pressed Ctrl-C."""
     file, out = write_sweep(cluster / "s.yaml", [4, 8]), cluster / "out"

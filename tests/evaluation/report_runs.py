@@ -72,6 +72,7 @@ def write_run(
                 clicks,
                 0.1,
                 "published",
+                distances="measured",
             )
             for p in range(PATIENTS)
             for organ in ("liver", "spleen")
@@ -147,6 +148,7 @@ def write_comparator(folder: Path, method: str, data_set: str, status: str = "fi
                     20 * clicks,
                     -0.25,
                     OWN_INFERENCE,
+                    distances="measured",
                 )
                 for p in range(PATIENTS)
                 for organ in ("liver", "spleen")

@@ -18,7 +18,7 @@ from uscl.evaluation.runs import Setting, find_runs
 
 def test_rows_that_do_not_say_how_they_were_made_are_not_mixed_with_others(study):
     file = folders_on(study, "BraTS")[0] / "rows.csv"
-    lines = [line.rsplit(",", 2)[0] for line in file.read_text().splitlines()]
+    lines = [line.rsplit(",", 3)[0] for line in file.read_text().splitlines()]
     file.write_text("\n".join(lines) + "\n")
     assert {row.inference for row in read_rows(file)} == {"not recorded"}
     with pytest.raises(InputError, match=r"not be compared \(.*not recorded"):
@@ -29,8 +29,8 @@ def of_an_earlier_version(test, options: dict, region: str = "label") -> None:
     """Without the columns of words; the settings stood in the configuration alone."""
     file = test / "rows.csv"
     lines = file.read_text().splitlines()
-    if lines[0].endswith("protocol"):
-        file.write_text("\n".join(line.rsplit(",", 2)[0] for line in lines) + "\n")
+    if lines[0].endswith("distances"):
+        file.write_text("\n".join(line.rsplit(",", 3)[0] for line in lines) + "\n")
     config = {"model": {"class_path": "uscl.stages.LoRASegModule", "init_args": options}}
     (test / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"init_args": {"region": region}}}))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from disc_clip import COUNT, HEIGHT, WIDTH, clip
 from PIL import Image
 
 from uscl.cli import main
@@ -22,21 +23,7 @@ from uscl.errors import InputError
 from uscl.phantom.video import write_frames, write_video
 from uscl.pseudo_label.output import add_to_manifest
 
-COUNT, HEIGHT, WIDTH = 24, 40, 56
-ASSUMED = ("--reading.spacing", "[2.0, 2.0]", "--reading.step", "3.0")
-
-
-def clip() -> tuple[np.ndarray, np.ndarray]:
-    """Frames and labels of a dark disc that moves slowly through speckle; it is gone on the last six frames."""
-    random = np.random.default_rng(0)
-    rows, columns = np.indices((HEIGHT, WIDTH))
-    frames, labels = [], []
-    for t in range(COUNT):
-        disc = (rows - 20) ** 2 + (columns - 15 - t) ** 2 <= 81 if t < 18 else np.zeros((HEIGHT, WIDTH), bool)
-        frame = random.rayleigh(60, (HEIGHT, WIDTH)) * np.where(disc, 0.2, 1)
-        frames.append(np.clip(frame, 0, 255).astype(np.uint8))
-        labels.append(np.where(disc, 3, 0).astype(np.uint8))
-    return np.stack(frames), np.stack(labels)
+GIVEN = ("--reading.spacing", "[2.0, 2.0]", "--reading.step", "3.0")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +37,7 @@ def study(tmp_path_factory) -> Path:
 
 def run(study: Path, out: Path, *more: str, sweep: str = "frames", keys: str = "keys") -> int:
     return main(
-        ["pseudo-label", str(study / sweep), "--key-frames", str(study / keys), "--out", str(out), *ASSUMED, *more]
+        ["pseudo-label", str(study / sweep), "--key-frames", str(study / keys), "--out", str(out), *GIVEN, *more]
     )
 
 

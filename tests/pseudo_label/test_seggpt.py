@@ -123,7 +123,7 @@ def test_every_pass_is_shown_its_own_key_frames_the_nearest_first(weights, sweep
         forwards, backwards = [(5, [3, 1])], [(5, [7, 9])]
     assert sorted(calls) == sorted([*forwards, *backwards, (2, [1]), (2, [3, 7])])
     for row, frame in enumerate((5, 2)):
-        assert dice(found.scores[row] > 0.5, discs[frame]) > 0.97
+        assert dice(found.scores[row] > 0.5, discs[frame]) > 0.9, "but for the corners of 64 x 64 pixels"
     assert found.agreement == pytest.approx([1, 1])
 
 
@@ -140,7 +140,9 @@ def test_memory_holds_so_many_plausible_predictions(weights, sweep):
         (6, [0, 4, 5]),
     ]
     masks = engine._network.calls[-1][1][0, :, 0] > 0
-    assert np.array_equal(masks[2], resized_mask(discs[5], 64) == 255), "the prediction itself is the prompt"
+    painted = normalised((resized_image(frames[5], 64) > 0.4 * 255).byte()[None] * 255)
+    answered = restored_scores(painted, discs[5].shape)[0].numpy() > 0.5
+    assert np.array_equal(masks[2], resized_mask(answered, 64) == 255), "the prediction itself is the prompt"
     frames = frames.copy()
     frames[3] = 200  # all bright: not plausible after a disc
     engine = painting(weights, bright)

@@ -3,6 +3,7 @@
 from uscl.callbacks.cost_meter import CostMeter
 from uscl.callbacks.export import AdapterExport, WeightsExport
 from uscl.callbacks.mask_writer import MaskWriter
+from uscl.callbacks.pace import Pace
 from uscl.callbacks.scoring import Scoring
 
-__all__ = ["AdapterExport", "CostMeter", "MaskWriter", "Scoring", "WeightsExport"]
+__all__ = ["AdapterExport", "CostMeter", "MaskWriter", "Pace", "Scoring", "WeightsExport"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from uscl.cli.experiments import find_experiment
@@ -55,6 +57,48 @@ def parse_experiments(experiments: Sequence[str]) -> dict[str, list[str]]:
     return commands
 
 
+def find_sides(
+    experiments: Sequence[str], own: Mapping[str, Any], resolve: Callable[[list[str]], dict[str, Any]]
+) -> dict[str, str]:
+    """How tests of the very data that is trained on are to be divided, where they would be otherwise.
+
+    Args:
+        experiments: as :func:`run_tests` takes them.
+        own: resolved settings of the data that is trained on.
+        resolve: gives the settings of a command line.
+
+    Returns:
+        ``data.split`` by the name of the test.
+
+    Raises:
+        InputError: a test cannot be run.
+    """
+    found, same = {}, False
+    for name, args in parse_experiments(experiments).items():
+        try:
+            data = resolve(["test", "--config", *args])["data"].get("init_args") or {}
+        except InputError as error:
+            raise InputError(f"--test_with: {args[0]}: {error}") from error
+        if not own.get("split") or [_place(data, key) for key in _PLACE] != [_place(own, key) for key in _PLACE]:
+            continue
+        same = True
+        if data.get("split") != own["split"]:
+            found[name] = json.dumps(own["split"])
+            log.info("%s: tested on the sides of the training, data.split %s", args[0], found[name])
+    if (own.get("split") or {}).get("fold_test") and not same:
+        log.warning("data.split.fold_test: no test of --test_with is of %s, so nobody of it is tested", own.get("root"))
+    return found
+
+
+_PLACE = ("root", "dataset", "modality")
+
+
+def _place(data: Mapping[str, Any], key: str) -> Any:
+    """A setting that says which data these are; folders may be written in several ways."""
+    value = data.get(key)
+    return Path(value).expanduser().resolve() if key == "root" and value else value
+
+
 def run_tests(
     run: Path,
     experiments: Sequence[str],
@@ -62,6 +106,7 @@ def run_tests(
     accelerator: str,
     loggers: Sequence[Any] = (),
     tuning: str | None = None,
+    sides: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Tests what a training left, with its adapter, on each of some experiments; rows go to ``RUN/tests/NAME``.
 
@@ -72,6 +117,7 @@ def run_tests(
         accelerator: as the training was given it.
         loggers: of the training; W&B and TensorBoard get rows and pictures too.
         tuning: class path of the tuning method, where it is none of uscl's.
+        sides: ``data.split`` for tests by name: those of the data that was trained on take the sides of the training.
 
     Raises:
         InputError: an experiment cannot be used, the training left no adapter, or a test failed.
@@ -104,6 +150,7 @@ def run_tests(
             f"--trainer.default_root_dir={run / 'tests' / name}",
             "--overwrite",
             *([f"--model.tuning={tuning}"] if tuning else []),
+            *([f"--data.split={sides[name]}"] if name in sides else []),
         ]
         if subprocess.run(command, env=environment, check=False).returncode:
             end_record(run, f"failed: the test with {file}")

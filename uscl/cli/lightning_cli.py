@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -19,10 +17,10 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import uscl
-from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Scoring, WeightsExport
+from uscl.callbacks import AdapterExport, CostMeter, MaskWriter, Pace, Scoring, WeightsExport
 from uscl.callbacks.scoring import earlier_test
 from uscl.cli.experiments import find_experiments
-from uscl.cli.follow_up import parse_experiments, run_tests
+from uscl.cli.follow_up import find_sides, run_tests
 from uscl.cli.refusals import check_configs, reason_in
 from uscl.cli.run_folder import (
     begin_record,
@@ -43,6 +41,7 @@ from uscl.evaluation.promptable import PromptableModule
 from uscl.phantom import PhantomDataModule, PhantomScansDataModule
 from uscl.phantom.pretraining import PretrainDataModule
 from uscl.stages import DistillModule, LoRASegModule, PretrainModule, VCLPretrainModule
+from uscl.stages.checkpoints import check_readable
 
 __all__ = [
     "ComparatorModule",
@@ -170,14 +169,15 @@ class UsclCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.test_with and self.subcommand != "fit":
             raise InputError("--test_with: only `uscl fit` leaves something to test; use `uscl test --config ...`")
-        parse_experiments(config.test_with)  # before hours of training
+        own = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))["data"]
+        self._sides = find_sides(config.test_with, own.get("init_args") or {}, resolve)  # before hours of training
         if config.get("ckpt_path"):
             if self.subcommand in ("test", "predict"):
                 raise InputError(
                     "--ckpt_path: resumes a training; what it left is given as --model.adapter "
                     "RUN/adapter.safetensors, or --model.weights RUN/weights.safetensors"
                 )
-            _check_readable(config.ckpt_path)
+            check_readable(config.ckpt_path)
         wanted = config.trainer.default_root_dir or f"runs/{self.subcommand}"
         if _of_agent():
             # Agents that begin at the same time would take the same folder.
@@ -240,6 +240,7 @@ class UsclCLI(LightningCLI):
                 config.trainer.accelerator,
                 self.trainer.loggers,
                 _tuning_outside(config.model.init_args.get("tuning")),
+                self._sides,
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -249,7 +250,7 @@ class UsclCLI(LightningCLI):
         if self._replaced is not None:
             claim_run_folder(self._replaced, overwrite=True)
         # CostMeter comes after what it weighs.
-        callbacks: list[Callback] = [AdapterExport(), WeightsExport(), CostMeter(), MaskWriter()]
+        callbacks: list[Callback] = [AdapterExport(), WeightsExport(), CostMeter(), MaskWriter(), Pace()]
         if not any(_class_of(given) == "Scoring" for given in _as_list(config.callbacks)):
             callbacks.append(Scoring())
         if not config.fast_dev_run:
@@ -288,28 +289,6 @@ def _as_list(given: Any) -> list[Any]:
 
 def _class_of(given: Any) -> str:
     return str(given.get("class_path", "")).rsplit(".", 1)[-1]
-
-
-def _check_readable(checkpoint: str) -> None:
-    """Looks into a checkpoint file; what Lightning resolves itself (``last``, ``best``, addresses) is left to it.
-
-    Raises:
-        InputError: there is no such file, or it is none of Lightning's.
-    """
-    file = Path(checkpoint).expanduser()
-    if not file.suffix or "://" in checkpoint:
-        return
-    if not file.is_file():
-        raise InputError(f"--ckpt_path: {file}: no such file")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"--ckpt_path: {file}: not a checkpoint that can be read safely") from error
-    if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
-        raise InputError(
-            f"--ckpt_path: {file}: not a checkpoint of a run; expected checkpoints/last.ckpt. Weights "
-            "alone are given as --model.weights, adapters as --model.adapter"
-        )
 
 
 class _Parsed(Exception):

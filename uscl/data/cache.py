@@ -17,7 +17,7 @@ from uscl.data.datasets import Case, DataSet
 from uscl.data.patches import Grid, Preprocessing, Sliceable
 from uscl.data.store import LabelSummary, open_case, summarise, vanished_ids
 from uscl.data.sweeps import read_sweep, read_sweep_label
-from uscl.data.volume import Volume, read_image, read_label
+from uscl.data.volume import Distances, Volume, read_image, read_label, vaguest
 from uscl.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class PreparedCase:
         grid: the way back to the volume.
         stored_summary: what is known of every label id, where that was stored.
         vanished: label ids of which resampling left no voxel.
+        distances: where the millimetres come from; ``measured`` in stores of versions that did not keep it.
     """
 
     image: Sliceable
@@ -40,6 +41,7 @@ class PreparedCase:
     grid: Grid
     stored_summary: dict[int, LabelSummary] | None = None
     vanished: tuple[int, ...] = ()
+    distances: Distances = "measured"
 
     @cached_property
     def summary(self) -> dict[int, LabelSummary]:
@@ -99,7 +101,7 @@ class CaseCache:
             image, grid = self.preprocessing.prepare_image(volume)
             ids = None if label is None else self.preprocessing.prepare_label(label)
             gone = () if label is None or ids is None else vanished_ids(label.array, ids)
-            prepared = PreparedCase(image, ids, grid, vanished=gone)
+            prepared = PreparedCase(image, ids, grid, vanished=gone, distances=volume.distances)
         self._kept[case.name] = prepared
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
@@ -146,6 +148,7 @@ def read_case(case: Case, data_set: DataSet) -> tuple[Volume, Volume | None]:
         difference = label.same_grid(image)
         if difference:
             raise InputError(f"{case.label}: does not lie on the grid of {case.image}: {difference}")
+        label = replace(label, distances=vaguest(image.distances, label.distances))
     unknown = sorted(set(np.unique(label.array).tolist()) - {0} - set(data_set.label_names))
     if unknown:
         raise InputError(
@@ -162,7 +165,7 @@ def _merge_masks(folder: Path, data_set: DataSet, image: Volume) -> Volume:
     """
     wanted = {label_id for ids in data_set.classes.values() for label_id in ids}
     merged = np.zeros(image.shape, np.int32)
-    overlapping = 0
+    overlapping, distances = 0, image.distances
     for label_id in sorted(wanted):
         file = folder / f"{data_set.label_names[label_id]}.nii.gz"
         if not file.is_file():
@@ -171,6 +174,7 @@ def _merge_masks(folder: Path, data_set: DataSet, image: Volume) -> Volume:
         difference = mask.same_grid(image)
         if difference:
             raise InputError(f"{file}: does not lie on the grid of {image.name}: {difference}")
+        distances = vaguest(distances, mask.distances)
         inside = mask.array > 0
         overlapping += int(np.count_nonzero(merged[inside]))
         merged[inside & (merged == 0)] = label_id
@@ -178,4 +182,4 @@ def _merge_masks(folder: Path, data_set: DataSet, image: Volume) -> Volume:
         log.warning(
             "%s: %d voxels lie in several masks; the one that comes first in the list stays", folder, overlapping
         )
-    return replace(image, array=merged)
+    return replace(image, array=merged, distances=distances)

@@ -13,7 +13,9 @@ import numpy as np
 from uscl.data.cache import read_case
 from uscl.data.datasets.cases import Case, DataSet
 from uscl.data.patches import Preprocessing
+from uscl.data.plausible import size_note
 from uscl.data.store import is_written, stored_bytes, vanished_ids, write_case
+from uscl.data.volume import note_beside
 from uscl.errors import InputError
 
 USABLE, UNUSABLE = "usable", "unusable"
@@ -29,7 +31,9 @@ class CaseReport:
         problem: why it is unusable; one line that names the file.
         patient: whom it was taken from.
         shape: voxels of the prepared grid.
-        spacing: of the scan, mm.
+        spacing: of the scan, mm, as far as ``distances`` makes it so.
+        distances: where that comes from: measured (the file has it), given, or assumed.
+        note: what is odd about a usable case.
         lowest: intensity of the scan.
         highest: intensity of the scan.
         classes: what occurs, with millilitres; with voxels where distances are assumed.
@@ -43,6 +47,8 @@ class CaseReport:
     patient: str = ""
     shape: str = ""
     spacing: str = ""
+    distances: str = ""
+    note: str = ""
     lowest: float = np.nan
     highest: float = np.nan
     classes: str = ""
@@ -79,7 +85,9 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
         whole = bool(np.issubdtype(volume.array.dtype, np.integer) or (volume.array == np.rint(volume.array)).all())
         try:
             vanished = () if label is None or prepared is None else vanished_ids(label.array, prepared)
-            write_case(folder, preprocessing, case.name, image, prepared, grid, whole, sources, vanished)
+            write_case(
+                folder, preprocessing, case.name, image, prepared, grid, whole, sources, vanished, volume.distances
+            )
         except (OSError, RuntimeError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             remedy = "make room" if full else "make it writable"
@@ -94,6 +102,8 @@ def check_and_prepare(case: Case, data_set: DataSet, preprocessing: Preprocessin
         case.patient,
         " x ".join(map(str, grid.shape)),
         " x ".join(f"{s:.4g}" for s in volume.spacing),
+        volume.distances,
+        "" if volume.distances == "assumed" else size_note(volume.shape, volume.spacing),
         float(volume.array.min()),
         float(volume.array.max()),
         "; ".join(f"{name} {_size(voxels, volume.voxel_ml)}" for name, voxels in found.items() if voxels),
@@ -112,7 +122,7 @@ def _sources(case: Case) -> dict[str, tuple[int, int]]:
     files: list[Path] = []
     for path in (case.image, case.label):
         if path is not None:
-            files += sorted(path.glob("*")) if path.is_dir() else [path]
+            files += sorted(path.glob("*")) if path.is_dir() else [path, note_beside(path)]
     stats = {str(file): file.stat() for file in files if file.is_file()}
     found = {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
     # A sweep that is to be read in another way counts as changed, too.

@@ -19,6 +19,7 @@ from uscl.data.cache import CaseCache
 from uscl.data.datasets import Case, DataSet, Split, Splitting
 from uscl.data.evaluation_patches import EveryObjectOnce, LabelledObjects, PromptedObjects, Region
 from uscl.data.patches import Preprocessing
+from uscl.data.plausible import size_note
 from uscl.data.prompts import read_prompts
 from uscl.data.registry import read_data_set
 from uscl.data.training_patches import PatchNumbers, PatchSampling, TrainingPatches
@@ -207,13 +208,16 @@ class VolumeDataModule(LightningDataModule):
     def _list_objects(self, split: Split, cases: Sequence[Case]) -> list[tuple[Case, str]]:
         """Which of the classes in use occur in which case; looks through every label map once."""
         wanted = self.data_set.classes
-        objects, vanished = [], []
+        objects, vanished, odd = [], [], {}
         for case in track(cases, f"Looking through {len(cases)} {split} cases", disable=len(cases) < 2, transient=True):
             prepared = self.cache.labelled(case)[0]
+            note = size_note(prepared.grid.oriented_shape, prepared.grid.source_spacing)
+            if note and prepared.distances != "assumed":
+                odd[case.name] = note
             present = set(prepared.summary)
             if not present and case.label is not None and not case.label.is_dir():
                 raise InputError(
-                    f"{case.label}: has no foreground (at a spacing of {self.preprocessing.spacing} mm); "
+                    f"{case.label}: has no foreground (at data.preprocessing.spacing {self.preprocessing.spacing}); "
                     "correct the map, or remove image and map"
                 )
             objects += [(case, name) for name, ids in wanted.items() if present.intersection(ids)]
@@ -222,9 +226,12 @@ class VolumeDataModule(LightningDataModule):
                 for name, ids in wanted.items()
                 if not present.intersection(ids) and set(prepared.vanished).intersection(ids)
             ]
+        if odd:
+            first, note = next(iter(odd.items()))
+            log.warning("%d of %d %s cases have a size that cannot be: %s %s", len(odd), len(cases), split, first, note)
         if vanished:
             log.warning(
-                "%d objects are too small for a spacing of %s mm and left out of the %s side: %s%s",
+                "%d objects are too small for a spacing of %s and left out of the %s side: %s%s",
                 len(vanished),
                 list(self.preprocessing.spacing),
                 split,

@@ -154,9 +154,10 @@ def place_patch(volume: Volume, points: Sequence[tuple[Index, bool]], preprocess
         if min(x, y, z) >= 0 and max(x, y, z) < size:
             inside.append(((x, y, z), foreground))
         elif foreground:
-            extent = tuple(round(size * s) for s in preprocessing.spacing)
+            extent = " x ".join(f"{size * s:.0f}" for s in preprocessing.spacing)
+            unit = "assumed millimetres" if volume.distances == "assumed" else "mm"
             raise InputError(
-                f"{volume.name}: point {index} lies outside the patch of {extent} mm around the other foreground "
+                f"{volume.name}: point {index} lies outside the patch of {extent} {unit} around the other foreground "
                 "points; segment the object in parts"
             )
     return PromptedObject(_patch(preprocessing, image, corner), tuple(inside), grid, corner, volume)

@@ -29,7 +29,7 @@ from scipy import ndimage
 from uscl.data.datasets.cases import Case, DataSet, check_unique
 from uscl.data.patches import Grid, Preprocessing
 from uscl.data.sweeps import SweepReading
-from uscl.data.volume import Array, Index
+from uscl.data.volume import Array, Distances, Index
 from uscl.errors import InputError
 from uscl.seeds import derive_seed
 
@@ -126,6 +126,7 @@ def write_case(
     whole: bool,
     sources: Sources,
     vanished: tuple[int, ...] = (),
+    distances: Distances = "measured",
 ) -> None:
     """Writes a prepared case, whole or not at all; another process that writes the same one does no harm.
 
@@ -140,6 +141,7 @@ def write_case(
             interpolation is rounded to half a unit; others are stored in 65536 steps over their range.
         sources: the files it was made from; once they change it counts as missing.
         vanished: of :func:`vanished_ids`.
+        distances: where the millimetres of the volume come from.
     """
     blosc2 = require_blosc2()
     low, high = float(image.min()), float(image.max())
@@ -172,6 +174,7 @@ def write_case(
         "labelled": label is not None,
         "sources": sources,
         "vanished": vanished,
+        "distances": distances,
         "summary": {
             str(i): {"count": s.count, "low": s.low, "high": s.high, "voxels": len(s.voxels)}
             for i, s in summary.items()
@@ -211,8 +214,8 @@ def is_written(folder: Path, preprocessing: Preprocessing, name: str, sources: S
 
 def open_case(
     folder: Path, preprocessing: Preprocessing, name: str
-) -> tuple[StoredArray, StoredArray | None, Grid, dict[int, LabelSummary], tuple[int, ...]]:
-    """Image, label map, grid, summary and vanished ids of a case.
+) -> tuple[StoredArray, StoredArray | None, Grid, dict[int, LabelSummary], tuple[int, ...], Distances]:
+    """Image, label map, grid, summary, vanished ids, and where the millimetres of a case come from.
 
     Raises:
         InputError: it was not prepared with these settings, its files cannot be read, or the extra ``store`` is not
@@ -237,9 +240,10 @@ def open_case(
             for (i, s), own in zip(note["summary"].items(), voxels, strict=False)
         }
         vanished = tuple(note.get("vanished", ()))
+        distances: Distances = note.get("distances", "measured")
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: cannot be read ({error}); delete it and run uscl prepare again") from error
-    return image, label, grid, summary, vanished
+    return image, label, grid, summary, vanished, distances
 
 
 def require_blosc2() -> Any:

@@ -29,7 +29,7 @@ from uscl.data.frames import (
     read_pictures,
     read_video,
 )
-from uscl.data.volume import WRITABLE, Array, Distances, Volume, read_image, read_label
+from uscl.data.volume import WRITABLE, Array, Distances, Volume, read_image, read_label, vaguest
 from uscl.errors import InputError
 
 Rule = Literal["overlay", "doppler"]
@@ -49,10 +49,10 @@ class SweepReading:
     """How the frames of a sweep are read.
 
     Attributes:
-        spacing: of the pixels along lateral and depth, mm. Null takes the file's; ``assumed`` makes the longer edge of
-            a frame 150 mm where the file has none.
-        step: from frame to frame, mm. Null takes the file's; ``assumed`` makes the sweep 150 mm long where the file has
-            none.
+        spacing: of the pixels along lateral and depth, mm. Null takes the file's. ``assumed``: nobody vouches for the
+            file's; where it has none the longer edge of a frame is 150 mm.
+        step: from frame to frame, mm. Null takes the file's. ``assumed``: nobody vouches for the file's; where it has
+            none the sweep is 150 mm long.
         mask: what is blackened. ``overlay``: everything outside the sector, which is the convex hull of the largest
             region that changes over the frames; burnt-in text, scales and logos do not. ``doppler``: coloured pixels.
     """
@@ -158,7 +158,10 @@ def read_sweep_label(path: str | os.PathLike[str], sweep: Volume) -> Volume:
         )
     if _is_volume(source) and (difference := grid_difference(label, sweep)):
         raise InputError(f"{source}: does not lie on the grid of {sweep.name}: {difference}")
-    return replace(sweep, array=label.array, path=source)
+    distances = sweep.distances
+    if _is_volume(source) and distances != "given":  # what the user gives holds for both
+        distances = vaguest(distances, label.distances)
+    return replace(sweep, array=label.array, path=source, distances=distances)
 
 
 def grid_difference(label: Volume, sweep: Volume) -> str | None:
@@ -240,9 +243,11 @@ def _as_volume(source: Path, frames: Frames, reading: SweepReading) -> Volume:
     step = reading.step if isinstance(reading.step, float | int) else frames.step
     distances: Distances = "measured" if (spacing, step) == (frames.spacing, frames.step) else "given"
     if spacing is None and reading.spacing == "assumed":
-        spacing, distances = (ASSUMED_MM / max(width, height),) * 2, "assumed"
+        spacing = (ASSUMED_MM / max(width, height),) * 2
     if step is None and reading.step == "assumed":
-        step, distances = ASSUMED_MM / count, "assumed"
+        step = ASSUMED_MM / count
+    if "assumed" in (reading.spacing, reading.step):
+        distances = "assumed"
     if spacing is None or step is None:
         lacking = [name for name, value in (("spacing", spacing), ("step", step)) if value is None]
         between = " and ".join(_MEANT[name] for name in lacking)
@@ -262,9 +267,13 @@ def _with_spacing(volume: Volume, reading: SweepReading) -> Volume:
         x, y = reading.spacing
     if isinstance(reading.step, float | int):
         z = float(reading.step)
-    if (x, y, z) == volume.spacing:
+    given: list[Distances] = [
+        volume.distances if said is None else "assumed" if said == "assumed" else "given"
+        for said in (reading.spacing, reading.step)
+    ]
+    if (x, y, z) == volume.spacing and "assumed" not in (*given, volume.distances):
         return volume
-    return replace(volume, spacing=(x, y, z), distances="given")
+    return replace(volume, spacing=(x, y, z), distances=vaguest(*given))
 
 
 def _without_overlay(array: Array, source: Path) -> Array:

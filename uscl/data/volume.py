@@ -6,12 +6,13 @@ SimpleITK's arrays are indexed [z, y, x]; everything else in this package is ind
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import SimpleITK as sitk
@@ -24,11 +25,18 @@ _NIFTI_FLOATS = {"16": "f4", "64": "f8"}
 # Of complex numbers and colours.
 _NIFTI_PARTS = ("32", "128", "1792", "2304")
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+# What ITK calls NIfTI's `descrip`, and writes as a field of this name into NRRD and MHA.
+_NOTES, _NOTED = "ITK_FileNotes", "uscl: distances "
 Array = NDArray[Any]
 Index = tuple[int, int, int]
 Triple = tuple[float, float, float]
 Distances = Literal["measured", "given", "assumed"]
 """Where the millimetres of a volume come from: its file, the user, or an assumption, which makes them worth nothing."""
+
+
+def vaguest(*origins: Distances) -> Distances:
+    """What can be said of distances that rest on several: assumed if any of them is, else given if any is."""
+    return max(origins, key=("measured", "given", "assumed").index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +50,7 @@ class Volume:
         direction: 3 x 3; column a is the LPS direction in which index a grows.
         path: the file it was read from.
         distances: whether the spacing was measured (its file has it), given by the user, or assumed along any axis.
+            Files that :func:`write_volume` wrote keep it.
     """
 
     array: Array
@@ -130,6 +139,9 @@ def read_label(path: str | os.PathLike[str]) -> Volume:
 def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
     """Writes a volume in one step: a reader never meets half of it, and nothing is overwritten unasked.
 
+    Where its millimetres come from is noted in the header (NIfTI ``descrip``, else a field of its own). Assumed ones
+    are also noted in a file beside it, for programs that write headers anew: :func:`note_beside`.
+
     Args:
         path: ends in ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``; missing folders are made.
         volume: what to write.
@@ -139,20 +151,62 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool =
         InputError: another ending, the file exists, or the folder cannot be written to.
     """
     target = check_writable(path, overwrite)
+    note = note_beside(target)
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.transpose(2, 1, 0)))
     image.SetSpacing([float(s) for s in volume.spacing])
     image.SetOrigin([float(o) for o in volume.origin])
     image.SetDirection([float(d) for d in volume.direction.ravel()])
+    if volume.distances != "measured":
+        image.SetMetaData(_NOTES, f"{_NOTED}{volume.distances}")
     partial = target.with_name(f".{os.getpid()}-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(partial), useCompression=True)
+        if volume.distances == "assumed":  # first: the file must not be met without it
+            _write_note(note)
         partial.replace(target)
+        if volume.distances != "assumed":
+            note.unlink(missing_ok=True)
     except (RuntimeError, OSError) as error:
         raise InputError(f"{target}: cannot be written ({_last_line(error)})") from error
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def note_beside(path: Path) -> Path:
+    """The file that says that the millimetres of ``mask.nii.gz`` are assumed: ``mask.nii.gz.distances.json``."""
+    return path.with_name(f"{path.name}.distances.json")
+
+
+def _write_note(note: Path) -> None:
+    content = {
+        "distances": "assumed",
+        "meaning": "the millimetres in the header were assumed by uscl: lengths and volumes cannot be taken from it",
+    }
+    partial = note.with_name(f".{os.getpid()}-{note.name}")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(note)
+
+
+def _noted_distances(path: Path, reader: sitk.ImageFileReader) -> Distances:
+    """Where the millimetres of a file come from: what :func:`write_volume` noted, else its header has measured them.
+
+    Raises:
+        InputError: the note beside it cannot be read.
+    """
+    notes = reader.GetMetaData(_NOTES) if reader.HasMetaDataKey(_NOTES) else ""
+    noted = notes.removeprefix(_NOTED) if notes.startswith(_NOTED) else "measured"
+    if (note := note_beside(path)).is_file():
+        try:
+            noted = json.loads(note.read_text(encoding="utf-8"))["distances"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{note}: not readable; expected what uscl wrote beside {path.name}") from error
+    known = next((origin for origin in get_args(Distances) if origin == noted), None)
+    if known is None:
+        raise InputError(f"{path}: its distances are noted as {noted!r}; expected {', '.join(get_args(Distances))}")
+    origin: Distances = known
+    return origin
 
 
 def check_writable(path: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -209,7 +263,7 @@ def _read(path: Path) -> Volume:
     if np.iscomplexobj(array):
         raise InputError(f"{path}: holds complex numbers; export their magnitude")
     direction = np.array(image.GetDirection()).reshape(3, 3)
-    return Volume(array, (sx, sy, sz), image.GetOrigin(), direction, path, "measured")
+    return Volume(array, (sx, sy, sz), image.GetOrigin(), direction, path, _noted_distances(path, reader))
 
 
 def _check_nifti_content(path: Path, reader: sitk.ImageFileReader) -> None:

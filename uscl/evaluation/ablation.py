@@ -9,9 +9,10 @@ from statistics import median
 from uscl.errors import InputError
 from uscl.evaluation import paper
 from uscl.evaluation.cost import Cost
+from uscl.evaluation.folds import own_seed
 from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.runs import BASELINE, Run, Setting, data_sets, is_scan, samples
-from uscl.evaluation.statistics import Estimate, Sample, differences, estimate
+from uscl.evaluation.statistics import DICE, Estimate, Sample, differences, estimate
 
 _PARTS = {"encoder": "image encoder", "decoder": "mask decoder", "both": "encoder and decoder"}
 _METHODS = {BASELINE: "baseline, untouched", "LoRA": "LoRA", "FullTuning": "full tuning", "AdaptFormer": "AdaptFormer"}
@@ -49,7 +50,7 @@ class Ablation:
     def dice(self, setting: Setting | None, data_set: str | None = None) -> Estimate | None:
         """Mean Dice of a setting, None if it was not run."""
         found = samples(self.runs, setting, data_set or self.tuned_on, self.clicks) if setting else []
-        return estimate(found) if found else None
+        return estimate(found, DICE) if found else None
 
     def gain(self, ours: Setting | None, theirs: Setting | None, where: Sequence[str] = ()) -> Estimate | None:
         """Paired difference of two settings over some data sets; None if they share no object and seed."""
@@ -258,9 +259,9 @@ def _note(ablation: Ablation) -> str:
         if found:
             largest = max(found, key=lambda e: e.n)
             sizes.append(f"{name}: {largest.n} objects of {largest.patients} patients")
-    seeds = sorted({run.seed for run in ablation.runs if run.seed is not None})
+    seeds = sorted({own_seed(run.seed) for run in ablation.runs if run.seed is not None})
     return (
-        f"Dice in % at {ablation.at}, mean over classes [95 % bootstrap interval over patients and seeds]. Seeds "
+        f"Dice in % at {ablation.at}, mean over classes [95 % interval over patients and seeds]. Seeds "
         f"{', '.join(map(str, seeds)) or 'none'}; {'; '.join(sizes)}. The paper's figures are of other data, at 10 "
         "clicks."
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from uscl.evaluation.ablation import Ablation
 from uscl.evaluation.comparison import methods_of
 from uscl.evaluation.runs import Setting, samples
-from uscl.evaluation.statistics import Estimate, estimate
+from uscl.evaluation.statistics import DICE, Estimate, estimate
 
 # Okabe and Ito's colours, distinguishable by most colour-blind readers; dashes and marks serve in print.
 _STYLES = (
@@ -68,7 +68,7 @@ def draw_curves(ablation: Ablation, file: Path) -> None:
 def _curve(ablation: Ablation, setting: Setting, data_set: str) -> dict[int, Estimate]:
     scored = sorted({row.clicks for run in ablation.runs for row in run.rows.get(data_set, [])})
     found = {clicks: samples(ablation.runs, setting, data_set, clicks) for clicks in scored}
-    return {clicks: estimate(some) for clicks, some in found.items() if some}
+    return {clicks: estimate(some, DICE) for clicks, some in found.items() if some}
 
 
 def draw_boxes(ablation: Ablation, file: Path) -> None:

@@ -12,12 +12,14 @@ from uscl.evaluation.ablation import Ablation
 from uscl.evaluation.cost import Cost
 from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.runs import BASELINE, Setting
-from uscl.evaluation.statistics import Estimate, signed_rank
+from uscl.evaluation.statistics import LEAST_FOR_VERDICT, SIGNIFICANT, Estimate, ratio_interval, signed_rank
 
-_LEAST_SEEDS = 3
+_LEAST_TRAININGS = 3
 """Trainings that a verdict takes."""
 _ALIKE = 0.1
 """Share by which two costs must differ to count as different."""
+_LEAST_STEPS = 10
+"""Steps of a training whose cost counts: the first ones are no measure."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,31 @@ class _Claim:
     where: tuple[str, ...] = ()
 
 
-def verdict(difference: Estimate | None) -> str:
-    """What a paired difference, None if a side was not run, says of the claim that it is above 0."""
+def verdict(difference: Estimate | None, p: float) -> str:
+    """What a paired difference says of the claim that it is above 0.
+
+    Seeds are counted, not seeds times folds: of the folds of one seed no patient is tested by two trainings, so that
+    nothing says how trainings differ.
+
+    Args:
+        difference: None if a side was not run.
+        p: of :func:`~uscl.evaluation.statistics.signed_rank`.
+    """
     if difference is None or not difference.n:
         return "not run"
-    if difference.seeds < _LEAST_SEEDS or isnan(difference.low):
-        return f"no verdict from {difference.seeds} seed" + "s" * (difference.seeds > 1)
-    if difference.low > 0:
-        return "holds here"
-    return "does not hold here" if difference.high < 0 else "undecided: the interval includes 0"
+    if difference.patients < LEAST_FOR_VERDICT or isnan(difference.low):
+        return f"no verdict from {_counted(difference.patients, 'patient')}"
+    if difference.seeds < _LEAST_TRAININGS:
+        return f"no verdict from {_counted(difference.seeds, 'training')}"
+    if difference.low <= 0 <= difference.high:
+        return "undecided: the interval includes 0"
+    if not p < SIGNIFICANT:
+        return f"undecided: p is not below {SIGNIFICANT}"
+    return "holds here" if difference.low > 0 else "does not hold here"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def p_text(p: float) -> str:
@@ -62,8 +80,9 @@ def claims_table(ablation: Ablation) -> ReportTable:
     lines: list[tuple[str | ReportCell, ...]] = []
     for claim in [*_on_modules(ablation), *_on_ranks(ablation), *_on_methods(ablation)]:
         found = ablation.gain(claim.ours, claim.theirs, claim.where)
-        p = p_text(signed_rank(ablation.pairs(claim.ours, claim.theirs, claim.where)))
-        lines.append((claim.text, ReportCell(found, claim.reported, difference=True), p, verdict(found)))
+        p = signed_rank(ablation.pairs(claim.ours, claim.theirs, claim.where))
+        shown = ReportCell(found, claim.reported, difference=True)
+        lines.append((claim.text, shown, p_text(p), verdict(found, p)))
     reported = {"time per step": paper.HOURS, "memory": paper.GIGABYTES}
     # Memory of a process on a CPU holds its libraries too, which would hide what differs.
     measures: dict[str, Callable[[Cost], float | None]] = {
@@ -71,11 +90,15 @@ def claims_table(ablation: Ablation) -> ReportTable:
         "memory": lambda cost: cost.peak_device_bytes,
     }
     lines += [_on_cost(ablation, what, measures[what], reported[what]) for what in reported]
+    takes = (
+        f"A verdict takes {LEAST_FOR_VERDICT} patients, {_LEAST_TRAININGS} trainings, an interval without 0 and p "
+        f"below {SIGNIFICANT}; one on costs {_LEAST_TRAININGS} trainings of {_LEAST_STEPS} steps or more a side."
+    )
     note = (
-        f"Differences in points of Dice at {ablation.at}, paired by object and seed [95 % bootstrap interval over "
-        "patients and seeds], not corrected for the number of claims; p of Wilcoxon's signed-rank test over patients. "
-        "A verdict rests on the interval, and takes at least three trainings. On CT and MR every class of every data "
-        "set counts the same; the paper's differences are means over data sets."
+        f"Differences in points of Dice at {ablation.at}, paired by object and seed [95 % interval over patients and "
+        "seeds], not corrected for the number of claims; p of Wilcoxon's signed-rank test over patients. "
+        f"{takes} On CT and MR every class of every data set counts the same; the paper's differences are means over "
+        "data sets."
     )
     return ReportTable("claims", "The paper's claims", ("claim", "difference", "p", "verdict"), tuple(lines), note)
 
@@ -147,6 +170,8 @@ def _on_cost(
     settings = (ablation.main, ablation.whole("FullTuning"))
     if not all(ablation.costs(setting) for setting in settings):
         return text, "not run", "", "not run"
+    if any(cost.steps < _LEAST_STEPS for setting in settings for cost in ablation.costs(setting)):
+        return text, "not measured", "", f"no verdict: trainings of fewer than {_LEAST_STEPS} steps"
     conditions = [{_conditions(cost) for cost in ablation.costs(s)} for s in settings]
     if not (alike := set.intersection(*conditions)):
         return text, "not measured", "", "no verdict: trained on other devices, or with another precision or batch"
@@ -157,11 +182,16 @@ def _on_cost(
     if not ours or not theirs:
         return text, "not measured", "", "no verdict: benchmarks/tuning.py measures it on any machine"
     ratio = median(theirs) / median(ours)
-    if ratio >= claimed:
+    if min(len(ours), len(theirs)) < _LEAST_TRAININGS:
+        return text, f"{ratio:.2f} times", "", f"no verdict from {_counted(min(len(ours), len(theirs)), 'training')}"
+    low, high = ratio_interval(theirs, ours)
+    if low >= claimed:
         found = "holds here"
+    elif high < claimed:
+        found = "more than LoRA's, less than claimed" if low > 1 + _ALIKE else "does not hold here"
     else:
-        found = "more than LoRA's, less than claimed" if ratio > 1 + _ALIKE else "does not hold here"
-    return text, f"{ratio:.2f} times", "", found
+        found = "undecided: the interval includes what is claimed"
+    return text, f"{ratio:.2f} times [{low:.2f}, {high:.2f}]", "", found
 
 
 def _conditions(cost: Cost) -> tuple[str, str, int, int]:

@@ -13,11 +13,11 @@ from uscl.evaluation.claims import p_text
 from uscl.evaluation.report import ReportCell, ReportTable
 from uscl.evaluation.rows import OWN_INFERENCE, ResultRow
 from uscl.evaluation.runs import BASELINE, Setting, rows_behind, samples
-from uscl.evaluation.statistics import Sample, estimate, signed_rank
+from uscl.evaluation.statistics import DICE, Sample, estimate, signed_rank
 
 _EVERY_CLASS = "mean over classes"
 _NOTE = (
-    "Dice in % [95 % bootstrap interval over patients and seeds]; missed: empty masks, which count as 0. SAM-Med3D is "
+    "Dice in % [95 % interval over patients and seeds]; missed: empty masks, which count as 0. SAM-Med3D is "
     "the untouched backbone. SAM, MobileSAM, TinySAM and SAM-Med2D take their clicks on EVERY slice that holds the "
     "object, and thereby know which these are: the mean number of points in the volume is beside their figures. The "
     "paper's figures are of other data."
@@ -129,7 +129,7 @@ def _lines(
                 reason = absent if place == 0 else absent.partition(":")[0]
                 figures.append(
                     ReportCell(
-                        estimate(found) if found else None,
+                        estimate(found, DICE) if found else None,
                         own,
                         absent=reason,
                         points=None if taken == clicks else taken,
@@ -186,8 +186,8 @@ def differences_table(ablation: Ablation) -> ReportTable:
                 )
     title = f"{described(ablation.ours)} minus the others at {ablation.at}"
     note = (
-        "Points of Dice, paired by object and seed, mean over classes [95 % bootstrap interval over patients and "
-        "seeds]; p of Wilcoxon's signed-rank test over patients. Not corrected for their number."
+        "Points of Dice, paired by object and seed, mean over classes [95 % interval over patients and seeds]; "
+        "p of Wilcoxon's signed-rank test over patients. Not corrected for their number."
     )
     head = ("minus", "data set", "difference", "p", "objects", "patients", "trainings")
     return ReportTable("differences", title, head, tuple(lines), note)
@@ -249,15 +249,15 @@ def failures_table(ablation: Ablation, count: int = 10) -> ReportTable:
                 class_name,
                 data_set,
                 f"{100 * fmean(row.dice for row in rows):.1f}",
-                "missed" if isinf(hd95) else f"{hd95:.1f}",
+                "missed" if isinf(hd95) else f"{hd95:.1f} {rows[0].unit}",
                 "not measured" if isnan(volume) else f"{100 * volume:+.0f} %",
             )
         )
     title = f"The {len(lines)} worst of {len(found)} objects at {ablation.at}, {described(setting)}"
-    head = ("case", "class", "data set", "Dice", "HD95, mm", "volume error")
+    head = ("case", "class", "data set", "Dice", "HD95", "volume error")
     note = (
-        "Means over seeds. HD95 is in voxels where the distances of a sweep are assumed. Pictures, where tests kept "
-        "their slices, are in worst.png."
+        "Means over seeds. HD95 is in voxels where distances are assumed. Pictures, where tests kept their slices, are "
+        "in worst.png."
     )
     return ReportTable("failures", title, head, tuple(lines), note)
 

@@ -171,6 +171,7 @@ class PromptableModule(LightningModule):
                 volume_error=scores.volume_error,
                 inference=OWN_INFERENCE if inference is None else inference.in_words,
                 protocol=f"patches around the {region}, {self.evaluation.protocol.in_words}",
+                distances=batch.truth.distances,
             )
             rows.append(row)
         self.rows += rows

@@ -25,6 +25,7 @@ COLUMNS = (
     "volume error",
     "inference",
     "protocol",
+    "distances",
 )
 OWN_INFERENCE = "its own"
 """In rows of comparators, whose inference is not ours to choose."""
@@ -53,6 +54,8 @@ class ResultRow:
         inference: how masks were made beside decoding each click once, in words (see
             :class:`~uscl.prompting.Inference`).
         protocol: where patch and clicks lay, and which mask was scored, in words.
+        distances: where the millimetres of the image come from: measured, given or assumed (see
+            :class:`~uscl.data.volume.Volume`); ``not recorded`` in rows of versions that did not write it.
     """
 
     data_set: str
@@ -70,6 +73,12 @@ class ResultRow:
     volume_error: float
     inference: str = NOT_RECORDED
     protocol: str = NOT_RECORDED
+    distances: str = NOT_RECORDED
+
+    @property
+    def unit(self) -> str:
+        """Of ``hd95``."""
+        return {"assumed": "voxels", NOT_RECORDED: "mm or voxels"}.get(self.distances, "mm")
 
     @property
     def sort_key(self) -> tuple[str, str, str, str, int]:
@@ -127,15 +136,15 @@ def read_rows(path: Path) -> list[ResultRow]:
         return [_row(_completed(line) if len(found) in _EARLIER else line) for line in reader]
 
 
-_EARLIER = (11, 13)
+_EARLIER = (11, 13, 15)
 """Numbers of columns of earlier versions."""
 
 
 def _completed(line: list[str]) -> list[str]:
-    """A line of an earlier version with what that did not record: points, volume error, inference, protocol."""
+    """A line of an earlier version with what that did not record: points, volume error, and then words."""
     if len(line) == _EARLIER[0]:
         line = [*line, line[4], "nan"]
-    return [*line, NOT_RECORDED, NOT_RECORDED] if len(line) == _EARLIER[1] else line
+    return [*line, *[NOT_RECORDED] * (len(COLUMNS) - len(line))] if len(line) in _EARLIER else line
 
 
 def _row(line: list[str]) -> ResultRow:

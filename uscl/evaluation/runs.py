@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from uscl.errors import InputError
 from uscl.evaluation.cost import Cost, read_cost
+from uscl.evaluation.folds import fold_of, pooled, seen_in_training
 from uscl.evaluation.paper import scan_key
 from uscl.evaluation.rows import NOT_RECORDED, OWN_INFERENCE, ResultRow, read_rows
 from uscl.evaluation.statistics import Sample, samples_of
@@ -64,6 +65,7 @@ class Run:
         protocols: where the test on each data set placed patches and clicks and what it scored, in words.
         inferences: how the test on each data set made masks, in words.
         trained_on: name of the data set; empty where nothing was trained, or an earlier version did not note it.
+        fold: part and number of parts, where the test is one of a cross-validation.
         others: settings besides those that tables distinguish, as text: of model, data and trainer, and of the method.
     """
 
@@ -78,6 +80,7 @@ class Run:
     protocols: dict[str, str] = field(default_factory=dict, repr=False)
     inferences: dict[str, str] = field(default_factory=dict, repr=False)
     trained_on: str = ""
+    fold: tuple[int, int] | None = None
     others: tuple[str, str] = field(repr=False, default=("", ""))
     training: Path | None = field(repr=False, default=None)
 
@@ -107,6 +110,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         raise InputError(
             f"{', '.join(map(str, paths))}: no finished run with rows; run `uscl test`, or `uscl fit` with --test_with"
         )
+    found = pooled(found)
     _check(found)
     return found
 
@@ -165,7 +169,7 @@ def _read_run(folder: Path) -> Run | None:
         return None
     try:
         if (folder / "rows.csv").is_file():
-            return _read_test(folder, model, record)
+            return _read_test(folder, config, record)
         files = sorted((folder / "tests").glob("*/rows.csv"))
         if files:
             return _run(folder, folder, config, files, record)
@@ -178,10 +182,11 @@ def _read_run(folder: Path) -> Run | None:
     return None
 
 
-def _read_test(folder: Path, model: dict[str, Any], record: dict[str, Any]) -> Run | None:
+def _read_test(folder: Path, own: dict[str, Any], record: dict[str, Any]) -> Run | None:
+    model = own["model"]
     adapter = model["init_args"].get("adapter")
     if not adapter:
-        run = _run(folder, None, {}, [folder / "rows.csv"], record)
+        run = replace(_run(folder, None, {}, [folder / "rows.csv"], record), fold=fold_of(own))
         if "setting" in record:
             return run
         # Of an earlier version. Without a name of its own it is the untouched backbone.
@@ -214,6 +219,9 @@ def _run(
         if any(NOT_RECORDED in (row.protocol, row.inference) for row in found_rows):
             words = _words_of_earlier(file.parent)
             found_rows = [_with_words(row, *words) for row in found_rows]
+        if training is not None and (seen := seen_in_training(training, config, _config_of(file.parent), found_rows)):
+            log.warning("%s: %d of the patients it tested were trained on; left out", file.parent, seen)
+            continue
         for row in found_rows:
             if tests.get(row.data_set, file.parent) != file.parent:
                 raise _TestedTwiceError(
@@ -244,9 +252,15 @@ def _run(
         seed=config["seed_everything"],
         cost=read_cost(training),
         trained_on=str(record.get("data_set", "")),
+        fold=fold_of(config),
         others=_others(config),
         training=training,
     )
+
+
+def _config_of(run: Path) -> dict[str, Any]:
+    file = run / "config.yaml"
+    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
 
 
 def _with_words(row: ResultRow, protocol: str, inference: str) -> ResultRow:
@@ -260,8 +274,7 @@ def _with_words(row: ResultRow, protocol: str, inference: str) -> ResultRow:
 
 def _words_of_earlier(test: Path) -> tuple[str, str]:
     """Protocol and inference of a test of an earlier version, which had them in its configuration alone."""
-    file = test / "config.yaml"
-    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = _config_of(test)
     options, data = (config.get(part, {}).get("init_args") or {} for part in ("model", "data"))
     if "protocol" not in options:
         return NOT_RECORDED, NOT_RECORDED
@@ -306,6 +319,11 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
     for name in ("vcl_adapter", "seed", *of_tests):
         model.pop(name, None)
     data.pop("seed", None)
+    if data.get("split"):
+        # Earlier versions had no such setting; and folds are put together.
+        gone = {"fold_test", "fold"} if fold_of(config) is not None else {"fold_test"}
+        data["split"] = {name: value for name, value in data["split"].items() if name not in gone}
+        data["split"] |= {"fold_test": True} if fold_of(config) is not None else {}
     kept = (
         "max_epochs",
         "max_steps",
@@ -320,10 +338,10 @@ def _others(config: dict[str, Any]) -> tuple[str, str]:
 
 
 def _check(runs: Sequence[Run]) -> None:
-    seen: dict[tuple[Setting, int | None, str], Path] = {}
+    seen: dict[tuple[Setting, int | None, str, tuple[int, int] | None], Path] = {}
     for run in runs:
         for name in run.rows:
-            key = (run.setting, run.seed, name)
+            key = (run.setting, run.seed, name, run.fold)
             if key in seen:
                 raise InputError(
                     f"{run.folder}: has settings, seed and data set ({name}) of {seen[key]}; give one of them"

@@ -10,7 +10,7 @@ from math import isfinite, isnan
 from rich.table import Table
 
 from uscl.evaluation.rows import ResultRow
-from uscl.evaluation.statistics import Sample, estimate
+from uscl.evaluation.statistics import DICE, Sample, estimate
 
 EVERY_CLASS = "mean over classes"
 
@@ -46,7 +46,7 @@ class Cell:
 def dice_cells(rows: Sequence[ResultRow]) -> dict[tuple[str, str, int], Cell]:
     """Mean Dice by (method, class, clicks), and over classes (the mean of the class means) under :data:`EVERY_CLASS`.
 
-    The interval is a percentile bootstrap over patients, 2000 draws, seed 0: cases of one patient are not independent.
+    The interval is over patients (:func:`~uscl.evaluation.statistics.estimate`): cases of one are not independent.
     """
     groups: dict[tuple[str, int], dict[str, list[ResultRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -64,7 +64,7 @@ def dice_table(rows: Sequence[ResultRow], title: str) -> Table:
     """The table that a test prints: Dice in percent with its 95 % interval, one line per method and class."""
     table = Table(
         title=title,
-        caption="Dice in %, [95 % bootstrap interval by patient]; n cases (patients); missed: empty masks, with Dice 0",
+        caption="Dice in %, [95 % interval over patients]; n cases (patients); missed: empty masks, with Dice 0",
     )
     table.add_column("method")
     table.add_column("class")
@@ -102,7 +102,7 @@ def _lines(rows: Sequence[ResultRow]) -> list[list[str]]:
 
 
 def _cell(members: list[ResultRow]) -> Cell:
-    """Mean over the class means, and its interval by resampling patients."""
-    found = estimate([Sample(row.class_name, row.patient, None, row.case, row.dice) for row in members])
+    """Mean over the class means, and its interval over patients."""
+    found = estimate([Sample(row.class_name, row.patient, None, row.case, row.dice) for row in members], DICE)
     missed = sum(not isfinite(row.hd95) for row in members)
     return Cell(found.mean, found.low, found.high, len(members), found.patients, missed)

@@ -15,7 +15,7 @@ import numpy as np
 
 from uscl.data.datasets.ultrasound import CLASSES, COLUMNS, MANIFEST, read_rows
 from uscl.data.tables import Row
-from uscl.data.volume import Volume, write_volume
+from uscl.data.volume import Distances, Volume, write_volume
 from uscl.errors import InputError
 from uscl.pseudo_label.sweep import LabelledSweep, trusted_runs
 
@@ -96,6 +96,7 @@ def add_to_manifest(
     patient: str,
     folder: Path,
     names: Mapping[int, str],
+    distances: Distances = "measured",
 ) -> None:
     """Adds the pairs of a sweep to a manifest that ``VolumeDataModule`` reads, in place of earlier ones of the folder.
 
@@ -106,6 +107,7 @@ def add_to_manifest(
         patient: whom the sweep belongs to.
         folder: where the pairs lie.
         names: of the label ids.
+        distances: of the sweep; assumed ones stand in the columns spacing and step.
 
     Raises:
         InputError: see :func:`check_manifest`.
@@ -116,7 +118,8 @@ def add_to_manifest(
     only_ours = not rows
     for name, image, label in pairs:
         places = {"image": _relative(image, base), "label": _relative(label, base)}
-        rows.append({**dict.fromkeys(columns, ""), "patient": patient, "sweep": name, **places})
+        known = dict.fromkeys(("spacing", "step"), "assumed" if distances == "assumed" else "")
+        rows.append({**dict.fromkeys(columns, ""), "patient": patient, "sweep": name, **places, **known})
     base.mkdir(parents=True, exist_ok=True)
     partial = manifest.with_name(f".{os.getpid()}-{manifest.name}")
     with partial.open("w", encoding="utf-8", newline="") as stream:
@@ -130,11 +133,12 @@ def add_to_manifest(
 
 
 def quality_record(
-    made: LabelledSweep, names: Mapping[int, str], suggested: Sequence[int], numbers: Sequence[int]
+    made: LabelledSweep, names: Mapping[int, str], suggested: Sequence[int], numbers: Sequence[int], unit: str = "mm"
 ) -> dict[str, Any]:
     """``quality.json``: everything that is known of a sweep's labels, with null for what is not.
 
-    Frames are called by ``numbers``; lists with a value for every frame are in the order of the sweep.
+    Frames are called by ``numbers``; lists with a value for every frame are in the order of the sweep. ``unit`` is that
+    of the distances between outlines.
     """
     classes = {}
     for number, quality in made.quality.items():
@@ -142,11 +146,11 @@ def quality_record(
         classes[names[number]] = {
             "carried_by": made.ways[number] or None,
             "left_out": [
-                {"frame": numbers[one.frame], "dice": _known(one.dice), "hd95_mm": _known(one.hd95)}
+                {"frame": numbers[one.frame], "dice": _known(one.dice), f"hd95_{unit}": _known(one.hd95)}
                 for one in quality.left_out
             ],
             "left_out_dice": _known(quality.dice),
-            "left_out_hd95_mm": _known(quality.hd95),
+            f"left_out_hd95_{unit}": _known(quality.hd95),
             "neighbouring_frames_dice": _known(quality.consistency),
             "confidence": [round(value, 4) for value in quality.confidence.tolist()],
             "pixels": quality.area.tolist(),

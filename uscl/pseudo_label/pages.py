@@ -80,6 +80,7 @@ def page(
     title: str,
     suggested: Sequence[int],
     numbers: Sequence[int],
+    unit: str = "mm",
 ) -> str:
     """Every frame with its labels, confidence and flags, and what the left-out key frames say, as HTML.
 
@@ -90,6 +91,7 @@ def page(
         title: stands above.
         suggested: frames to annotate next.
         numbers: what the frames are called.
+        unit: of the distances between outlines.
     """
     colours = _colours(made)
     more = "<th>carried by</th>" if any(made.ways.values()) else ""
@@ -102,7 +104,7 @@ def page(
         cells = [
             f"{len(quality.left_out)}",
             _shown(quality.dice),
-            _shown(quality.hd95, " mm"),
+            _shown(quality.hd95, f" {unit}"),
             confidence,
             _shown(quality.consistency),
         ]

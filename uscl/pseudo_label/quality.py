@@ -34,8 +34,8 @@ class LeftOut:
     Attributes:
         frame: its number.
         dice: in [0, 1]; 1 where neither shows the class.
-        hd95: 95th percentile of the distance between the outlines, the larger of both directions, mm; nan where one of
-            them is empty.
+        hd95: 95th percentile of the distance between the outlines, the larger of both directions, in the unit
+            of the pixels; nan where one of them is empty.
         met: twice the pixels that both have.
         total: pixels of one and of the other.
     """
@@ -73,13 +73,13 @@ class ClassQuality:
 
     @property
     def hd95(self) -> float:
-        """Mean over the key frames that were left out, mm."""
+        """Mean over the key frames that were left out, in the unit of the pixels."""
         known = [one.hd95 for one in self.left_out if one.hd95 == one.hd95]
         return fmean(known) if known else nan
 
 
 def leave_out(
-    engine: Engine, frames: GreyFrames, key_masks: KeyMasks, pixel_mm: tuple[float, float]
+    engine: Engine, frames: GreyFrames, key_masks: KeyMasks, pixel: tuple[float, float]
 ) -> tuple[LeftOut, ...]:
     """Predicts every inner key frame from the others.
 
@@ -89,23 +89,26 @@ def leave_out(
         engine: that is to be checked.
         frames: the sweep.
         key_masks: of one class.
-        pixel_mm: height and width of a pixel.
+        pixel: height and width of a pixel, mm or, where these are not known, 1 and 1.
     """
     found = []
     for number in sorted(key_masks)[1:-1]:
         others = {n: mask for n, mask in key_masks.items() if n != number}
         mask, truth = engine.scores(frames, others, [number]).scores[0] > 0.5, key_masks[number]
         met, total = (2 * int(np.count_nonzero(mask & truth)), int(np.count_nonzero(mask) + np.count_nonzero(truth)))
-        found.append(LeftOut(number, dice(mask, truth), outline_distance(mask, truth, pixel_mm), met, total))
+        found.append(LeftOut(number, dice(mask, truth), outline_distance(mask, truth, pixel), met, total))
     return tuple(found)
 
 
-def outline_distance(one: Mask, other: Mask, pixel_mm: tuple[float, float]) -> float:
-    """HD95 of two outlines on a frame, mm: between the outermost pixels of the masks; nan if a mask is empty."""
+def outline_distance(one: Mask, other: Mask, pixel: tuple[float, float]) -> float:
+    """HD95 of two outlines on a frame, in the unit of the pixels, between the outermost pixels of the masks.
+
+    It is nan if a mask is empty.
+    """
     if not one.any() or not other.any():
         return nan
     borders = [mask & ~binary_erosion(mask) for mask in (one, other)]
-    distances = [distance_transform_edt(~border, sampling=pixel_mm) for border in borders]
+    distances = [distance_transform_edt(~border, sampling=pixel) for border in borders]
     return max(float(np.percentile(distances[1][borders[0]], 95)), float(np.percentile(distances[0][borders[1]], 95)))
 
 

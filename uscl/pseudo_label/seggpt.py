@@ -322,10 +322,14 @@ def normalised(grey: Tensor) -> Tensor:
 
 
 def restored_scores(painted: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The network's answers [B, 3, S, S] as scores in [0, 1] on the grid of the frames, [B, row, column]."""
+    """The network's answers [B, 3, S, S] as scores in [0, 1] on the grid of the frames, [B, row, column].
+
+    They are resized by the nearest neighbour, as the original does: SegGPT/SegGPT_inference/seggpt_engine.py of
+    https://github.com/baaivision/Painter.
+    """
     mean, std = (torch.tensor(values, device=painted.device)[:, None, None] for values in (_MEAN, _STD))
     scores = (painted * std + mean).clamp(0, 1).mean(1, keepdim=True)
-    return F.interpolate(scores, shape, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(scores, shape, mode="nearest")[:, 0]
 
 
 def _weight(frame: int, nearest: int, keys: KeyMasks) -> float:

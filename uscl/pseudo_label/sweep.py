@@ -75,7 +75,7 @@ def label_sweep(
     key_frames: Mapping[int, Labels],
     names: Mapping[int, str],
     engine: Engine,
-    pixel_mm: tuple[float, float] = (1.0, 1.0),
+    pixel: tuple[float, float] = (1.0, 1.0),
     check: CheckSettings = CheckSettings(),
     other: Engine | None = None,
 ) -> LabelledSweep:
@@ -89,7 +89,7 @@ def label_sweep(
         key_frames: label ids [row, column] by number of the frame, at least two.
         names: of the classes.
         engine: that carries the masks.
-        pixel_mm: height and width of a pixel.
+        pixel: height and width of a pixel, mm or, where these are not known, 1 and 1.
         check: when a frame is trusted.
         other: another engine to compare with; its masks are not used.
 
@@ -112,7 +112,7 @@ def label_sweep(
         ways[number] = result.way
         higher = result.scores > best
         drawn[higher], best[higher] = number, result.scores[higher]
-        left_out[number] = leave_out(engine, frames, masks, pixel_mm)
+        left_out[number] = leave_out(engine, frames, masks, pixel)
         if other is not None and wanted:
             theirs = other.scores(frames, masks, wanted).scores > 0.5
             compared[number] = dice(result.scores > 0.5, theirs)

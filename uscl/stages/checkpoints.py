@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 
 from uscl.backbone import Trunk
@@ -45,3 +48,25 @@ def remember_trunk(checkpoint: dict[str, Any], trunk: Trunk | None) -> None:
     """Notes in a checkpoint on which trunk the training stands, for :func:`check_checkpoint`."""
     if trunk is not None:
         checkpoint[_TRUNK] = {"weights": trunk.weights, "fingerprint": trunk.fingerprint}
+
+
+def check_readable(checkpoint: str) -> None:
+    """Looks into a checkpoint file; what Lightning resolves itself (``last``, ``best``, addresses) is left to it.
+
+    Raises:
+        InputError: there is no such file, or it is none of Lightning's.
+    """
+    file = Path(checkpoint).expanduser()
+    if not file.suffix or "://" in checkpoint:
+        return
+    if not file.is_file():
+        raise InputError(f"--ckpt_path: {file}: no such file")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"--ckpt_path: {file}: not a checkpoint that can be read safely") from error
+    if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
+        raise InputError(
+            f"--ckpt_path: {file}: not a checkpoint of a run; expected checkpoints/last.ckpt. Weights "
+            "alone are given as --model.weights, adapters as --model.adapter"
+        )

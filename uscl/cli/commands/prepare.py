@@ -94,6 +94,9 @@ def prepare(
     Console().print(_summary(reports, data_set))
     for report in bad[:10]:
         log.warning("%s: %s", report.case, report.problem)
+    if odd := [report for report in reports if report.note]:
+        more = f" (and {len(odd) - 1} more, see {folder / REPORT})" if len(odd) > 1 else ""
+        log.warning("%s: %s%s", odd[0].case, odd[0].note, more)
     if bad and not skip_bad:
         raise InputError(
             f"{len(bad)} of {len(reports)} cases cannot be used (see {folder / REPORT}); mend them and "
@@ -144,10 +147,14 @@ def _claim(folder: Path, source: Path, origin: dict[str, Any]) -> None:
 
 
 def _summary(reports: list[CaseReport], data_set: DataSet) -> Table:
-    table = Table(
-        title=f"{data_set.name}: {len(reports)} cases", caption="ml: mean over cases that have it, distances known"
-    )
-    for column in ("class", "cases", "ml"):
+    usable = [report for report in reports if report.status == USABLE]
+    assumed = sum(report.distances == "assumed" for report in usable)
+    unit = "voxels" if usable and assumed == len(usable) else "ml"
+    caption = f"{unit}: mean over cases that have it"
+    if assumed:
+        caption += "; all distances are assumed" if unit == "voxels" else f", but for {assumed} with assumed distances"
+    table = Table(title=f"{data_set.name}: {len(reports)} cases", caption=caption)
+    for column in ("class", "cases", unit):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name in data_set.classes:
         sizes = [
@@ -156,7 +163,7 @@ def _summary(reports: list[CaseReport], data_set: DataSet) -> Table:
             for part in report.classes.split("; ")
             if part.rsplit(" ", 2)[0] == name
         ]
-        known = [float(size) for size, unit in sizes if unit == "ml"]
+        known = [float(size) for size, of in sizes if of == unit]
         if sizes:
             table.add_row(name, str(len(sizes)), f"{sum(known) / len(known):.1f}" if known else "not known")
     bad = sum(report.status == UNUSABLE for report in reports)

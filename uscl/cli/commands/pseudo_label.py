@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 _MARK = ".uscl-pseudo-label"
 _WORK = "work"
 _DONE = "quality.json"
-_OURS = re.compile(r"(image|label)(_\d+)?\.nii\.gz|proposals\.nii\.gz|quality\.json|contact_sheet\.png|report\.html")
+_OURS = re.compile(
+    r"((image|label)(_\d+)?|proposals)\.nii\.gz(\.distances\.json)?|quality\.json|contact_sheet\.png|report\.html"
+)
 
 
 def pseudo_label(
@@ -131,27 +133,30 @@ def pseudo_label(
             "keep_flagged": keep_flagged,
         },
     )
-    pixel_mm = (volume.spacing[1], volume.spacing[0])
-    made = label_sweep(frames, annotated, names, carrier, pixel_mm, check, other)
+    # Outlines are as far apart as pixels say where nobody knows their millimetres.
+    known = volume.distances != "assumed"
+    pixel, unit = ((volume.spacing[1], volume.spacing[0]), "mm") if known else ((1.0, 1.0), "pixels")
+    made = label_sweep(frames, annotated, names, carrier, pixel, check, other)
     suggested = suggest_frames(list(made.quality.values()), made.keys, suggest)
     _remove_results(folder)
     pairs = write_pairs(folder, volume, made, name, keep_flagged, least_frames)
     for target in manifests:
-        add_to_manifest(target, pairs, name, patient or name, folder, names)
+        add_to_manifest(target, pairs, name, patient or name, folder, names, volume.distances)
     title = f"Pseudo-labels of {name}, engine {carrier.name}"
-    if volume.distances == "assumed":
-        title += ", millimetres assumed"
+    if not known:
+        title += ", distances assumed"
     save_contact_sheet(folder / "contact_sheet.png", frames, made, names, title, numbers)
-    (folder / "report.html").write_text(page(frames, made, names, title, suggested, numbers), encoding="utf-8")
-    record = quality_record(made, names, suggested, numbers) | {
+    (folder / "report.html").write_text(page(frames, made, names, title, suggested, numbers, unit), encoding="utf-8")
+    record = quality_record(made, names, suggested, numbers, unit) | {
         "sweep": str(source),
+        "distances": volume.distances,
         "engine": carrier.name,
         "made_by": carrier.identity,
     }
     (folder / _DONE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     end_record(folder, "finished")
     console = Console()
-    console.print(_table(made, name, numbers))
+    console.print(_table(made, name, numbers, unit))
     log.info(
         "%d of %d frames are flagged; %d pair(s) to train on: --data VolumeDataModule --data.dataset ultrasound "
         "--data.root %s",
@@ -199,12 +204,12 @@ def _begin(folder: Path, config: dict[str, Any]) -> None:
     begin_record(folder, None)
 
 
-def _table(made: LabelledSweep, name: str, numbers: Sequence[int]) -> Table:
+def _table(made: LabelledSweep, name: str, numbers: Sequence[int], unit: str) -> Table:
     table = Table(
         title=f"{name}: {len(made.labels)} frames, {len(made.keys)} key frames",
         caption="a key frame left out is predicted across a gap twice as wide",
     )
-    for column in ("class", "key frames left out", "their Dice", "their HD95, mm", "lowest confidence"):
+    for column in ("class", "key frames left out", "their Dice", f"their HD95, {unit}", "lowest confidence"):
         table.add_column(column)
     for quality in made.quality.values():
         inner = quality.confidence[min(made.keys) : max(made.keys) + 1]

@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from uscl.errors import InputError
-from uscl.evaluation.ablation import cost_table, look_at, table3, table4, table5
+from uscl.evaluation.ablation import cost_table, described, look_at, table3, table4, table5
 from uscl.evaluation.charts import draw_boxes, draw_curves
 from uscl.evaluation.claims import claims_table
 from uscl.evaluation.comparison import differences_table, failures_table, reach_table, table1, table2
+from uscl.evaluation.folds import fold_notes
 from uscl.evaluation.html import page
 from uscl.evaluation.panels import draw_panels, draw_worst
 from uscl.evaluation.report import ReportTable, write_report
@@ -64,11 +65,12 @@ def report(runs: list[str], out: str, tables: str = "1,2,3,4,5", clicks: int = 1
     console = Console()
     for table in made:
         console.print(_drawn(table))
-    heading = f"Report on {len(found)} runs"
+    heading = f"Report on {len({run.folder for run in found})} runs"
     weights = sorted({run.weights for run in found if run.weights})
     origin = f"Weights: {', '.join(weights)}."
     if missing := sum(bool(run.missing) for run in found):
         origin += f" {missing} runs found no weights."
+    origin = " ".join([origin, *fold_notes(found, described)])
     folder.mkdir(parents=True, exist_ok=True)
     for name in _OURS:  # of another report, whose tables and pictures may not be among these
         (folder / name).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from uscl.backbone import EMBEDDED, RANDOM_WEIGHTS
 from uscl.data.patches import Preprocessing
+from uscl.data.plausible import size_note
 from uscl.data.prompts import parse_points
 from uscl.data.sweeps import SweepReading, read_sweep
 from uscl.data.volume import check_writable, write_volume
@@ -64,6 +65,8 @@ def segment(
     if picture is not None and Path(picture).exists() and not overwrite:
         raise InputError(f"{picture}: exists already; give another name, or --overwrite to replace it")
     volume = read_sweep(image, reading)
+    if volume.distances != "assumed" and (note := size_note(volume.shape, volume.spacing)):
+        log.warning("%s: %s", image, note)
     clicks = parse_points(points, volume, space)
     predictor = Predictor(backbone, weights, adapter, preprocessing, device, inference, tuning)
     log.info("Inference: %s", predictor.inference.in_words)
@@ -87,7 +90,14 @@ def segment(
         mask = grid.orient(prediction.mask.array) > 0
         placed = [(_oriented(grid.axes, grid.flips, grid.oriented_shape, index), fg) for index, fg in clicks]
         panel = make_panel(
-            Path(image).name, grid.orient(volume.array), None, {len(clicks): mask}, placed, {}, grid.source_spacing
+            Path(image).name,
+            grid.orient(volume.array),
+            None,
+            {len(clicks): mask},
+            placed,
+            {},
+            grid.source_spacing,
+            volume.distances != "assumed",
         )
         save_panels(Path(picture), [panel], "uscl segment")
         log.info("%s", picture)

@@ -43,6 +43,7 @@ def sweep(
     dry_run: bool = False,
     slurm: Slurm | None = None,
     skip_missing_weights: bool = False,
+    report: bool = False,
     settings: Sequence[str] = (),
 ) -> None:
     """Runs every cell of a W&B sweep file (grid or random) and writes one table; finished cells are not run again.
@@ -54,6 +55,7 @@ def sweep(
         dry_run: only print the commands.
         slurm: run the cells as jobs of SLURM, e.g. `--slurm.minutes 240 --slurm.partition gpu`; null runs them here.
         skip_missing_weights: a cell whose weights are not on this machine is noted as such and is no failure.
+        report: write tables of what the cells tested into OUT/report, as `uscl report OUT --out OUT/report` does.
         settings: further options of every cell: `--model...`, `--data...`, `--trainer...`, `--config FILE`,
             `--test_with ...` and `--seed_everything N` are passed on, e.g. `--data.root FOLDER`. What the file sweeps
             over stays as it says.
@@ -96,6 +98,10 @@ def sweep(
             f"{len(failed)} of {len(rows)} cells failed, first {first['cell']}: {first['problem']} (see "
             f"{folder / 'logs'}); run again to repeat them alone"
         )
+    if report:
+        from uscl.cli.commands.report import report as write_report
+
+        write_report([str(folder)], str(folder / "report"))
 
 
 def _check_passed(file: str, asked: SweepFile, settings: Sequence[str]) -> None:

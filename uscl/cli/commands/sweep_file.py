@@ -185,7 +185,9 @@ def cell_name(cell: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> Any:
-    """The name of a YAML file without its folders; any other value as it is."""
+    """The name of a YAML file without its folders, the numbers of a list; any other value as it is."""
+    if isinstance(value, list) and all(type(part) in (int, float) for part in value):
+        return "-".join(map(str, value))
     return Path(value).stem if isinstance(value, str) and value.endswith(".yaml") else value
 
 

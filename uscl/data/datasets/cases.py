@@ -125,6 +125,8 @@ class Splitting:
         seed: decides which patients these are.
         fold: [i, k] for cross-validation: part i of k, counted from 0, of all patients that are not for testing is the
             validation side.
+        fold_test: part i of k of ALL patients, whatever the data set says of them, is the test side instead, and the
+            validation side ``val_fraction`` of the others: over all k parts every patient is tested once.
         train_cases: train on so many labelled cases alone (few-shot); null for all.
     """
 
@@ -132,11 +134,21 @@ class Splitting:
     test_fraction: float = 0.2
     seed: int = 0
     fold: tuple[int, int] | None = None
+    fold_test: bool | None = None
     train_cases: int | None = None
 
     def of(self, data_set: DataSet) -> DataSet:
-        """The data set with a side for every case (see :func:`assign_splits` and :func:`few_shot`)."""
-        split = assign_splits(data_set, self.val_fraction, self.test_fraction, self.seed, self.fold)
+        """The data set with a side for every case (see :func:`assign_splits` and :func:`few_shot`).
+
+        Raises:
+            InputError: ``fold_test`` without ``fold``.
+        """
+        if self.fold_test and self.fold is None:
+            raise InputError("data.split.fold_test says which side data.split.fold is; give both, or neither")
+        if self.fold_test and self.fold is not None:
+            split = folds_to_test(data_set, self.fold, self.val_fraction, self.seed)
+        else:
+            split = assign_splits(data_set, self.val_fraction, self.test_fraction, self.seed, self.fold)
         return split if self.train_cases is None else few_shot(split, self.train_cases, self.seed)
 
 
@@ -186,15 +198,37 @@ def assign_splits(
     return replace(data_set, cases=tuple(replace(case, split=placed[case.patient]) for case in data_set.cases))
 
 
-def _fold(patients: list[str], fold: tuple[int, int], seed: int) -> dict[str, Split]:
+def folds_to_test(data_set: DataSet, fold: tuple[int, int], val_fraction: float, seed: int) -> DataSet:
+    """Cross-validated testing: part i of k of all patients is the test side, whatever the data set says.
+
+    Args:
+        data_set: the cases.
+        fold: (i, k), i counted from 0.
+        val_fraction: share of the other patients for validation, rounded; at least one where it is above 0 and two are
+            there.
+        seed: of the order of the patients.
+
+    Raises:
+        InputError: there is no such fold.
+    """
+    placed = _fold(sorted({case.patient for case in data_set.cases}), fold, seed, "test")
+    others = [patient for patient, side in placed.items() if side == "train"]
+    count = max(round(val_fraction * len(others)), int(val_fraction > 0 and len(others) > 1))
+    order = sorted(others, key=lambda patient: derive_seed("split", seed, patient))
+    placed |= dict.fromkeys(order[:count], "val")
+    return replace(data_set, cases=tuple(replace(case, split=placed[case.patient]) for case in data_set.cases))
+
+
+def _fold(patients: list[str], fold: tuple[int, int], seed: int, side: Split = "val") -> dict[str, Split]:
     part, parts = fold
     if not 0 <= part < parts or not 2 <= parts <= len(patients):
+        which = "" if side == "test" else " that are not for testing"
         raise InputError(
             f"data.split.fold is [{part}, {parts}]; expected [i, k] with i from 0 to k - 1 and k from 2 to the "
-            f"{len(patients)} patients that are not for testing"
+            f"{len(patients)} patients{which}"
         )
     order = sorted(patients, key=lambda patient: derive_seed("fold", seed, patient))
-    return {patient: "val" if place % parts == part else "train" for place, patient in enumerate(order)}
+    return {patient: side if place % parts == part else "train" for place, patient in enumerate(order)}
 
 
 def few_shot(data_set: DataSet, count: int, seed: int) -> DataSet:

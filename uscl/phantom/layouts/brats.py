@@ -69,7 +69,7 @@ def _write(path: Path, values: Array, coarsen: int) -> None:
         spans.append((slice(pad, pad + min(n, m)), slice(cut, cut + min(n, m))))
     out[tuple(to for to, _ in spans)] = values[tuple(source for _, source in spans)]
     spacing = (float(coarsen),) * 3
-    write_volume(path, Volume(out, spacing, (0.0, -239.0, 0.0)), overwrite=True)
+    write_volume(path, Volume(out, spacing, (0.0, -239.0, 0.0), distances="measured"), overwrite=True)
 
 
 def finish(folder: Path, settings: ScanStudy, cases: Sequence[StudyCase]) -> None:

@@ -83,7 +83,7 @@ def as_stored(values: Array, spacing: tuple[float, float, float], origin: tuple[
     """A volume stored with x to the right and y to the front (RAS), as most NIfTI converters leave scans."""
     far = [o + s * (n - 1) for o, s, n in zip(origin, spacing, values.shape, strict=True)]
     stored = np.ascontiguousarray(values[::-1, ::-1])
-    return Volume(stored, spacing, (far[0], far[1], origin[2]), np.diag([-1.0, -1.0, 1.0]))
+    return Volume(stored, spacing, (far[0], far[1], origin[2]), np.diag([-1.0, -1.0, 1.0]), distances="measured")
 
 
 def labels_of(anatomy: Anatomy, ids: Mapping[Structure, int]) -> Array:

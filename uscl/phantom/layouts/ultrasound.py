@@ -176,7 +176,7 @@ def _write(folder: Path, settings: SweepStudy, case: StudyCase, made: Sweep) -> 
     name, patient = case.name, case.patient
     for kind, values in (("images", made.image), ("labels", made.label), ("visible", made.visible)):
         path = folder / f"{kind}{_side(patient)}" / f"{name}.nii.gz"
-        write_volume(path, Volume(values.numpy(), made.spacing), overwrite=True)
+        write_volume(path, Volume(values.numpy(), made.spacing, distances="measured"), overwrite=True)
     if settings.video != "none":
         from uscl.phantom.video import write_frames, write_video
 
