@@ -2,13 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from end_to_end.running import EXPERIMENTS, SMALL_STEPS, STUDY, TINY, in_process, uscl
+from end_to_end.running import EXPERIMENTS, ONE_OBJECT, SMALL_STEPS, STUDY, TINY, in_process, scored, uscl
 
-from uscl.data.datasets import read_folder
+from uscl.data.datasets import Splitting, read_folder
 from uscl.evaluation import read_rows
 
 
@@ -40,3 +41,20 @@ def test_one_command_trains_tests_and_reports_all_folds(study, tmp_path, monkeyp
     for name in ("LoRA both rank 32", "AdaptFormer both"):
         assert f"{name}, seed 0: rows of 3 of 3 folds together, each patient tested once" in text
     assert Path(out / "report" / "report.html").is_file()
+
+
+def test_validate_scores_its_side_as_a_test_would(study, tmp_path, capsys, caplog):
+    line = f"{scored(study, tmp_path)} {ONE_OBJECT}"
+    assert uscl(line.replace("test --config", "validate --config", 1)) == 0
+    (case, *_) = (case for case in read_folder(study).cases if case.split == "val")
+    rows = read_rows(tmp_path / "eval_us" / "rows.csv")
+    assert {row.patient for row in rows} == {case.patient}
+    assert "Dice in %" in capsys.readouterr().out
+    parts = {part: Splitting(fold=(part, 3), fold_test=True).of(read_folder(study)) for part in range(3)}
+    (part,) = (part for part, found in parts.items() if case.patient in {c.patient for c in found.in_split("test")})
+    fold = f'--data.split.fold "[{part}, 3]" --data.split.fold_test true'
+    assert uscl(f"{line} {fold} --trainer.default_root_dir {tmp_path / 'test'}") == 0
+    tested = read_rows(tmp_path / "test" / "rows.csv")
+    assert [replace(row, seconds=0) for row in rows] == [replace(row, seconds=0) for row in tested]
+    assert uscl(f"report {tmp_path} --out {tmp_path / 'report'} --clicks 1") == 0
+    assert "scored the validation side (uscl validate); left out" in caplog.text

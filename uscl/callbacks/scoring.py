@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from uscl.data.batches import CaseObject
@@ -32,6 +33,8 @@ _WORST = 10
 
 class Scoring(Callback):
     """Writes ``rows.csv``, ``table.md``, ``pictures/CLASS.png`` and ``pictures/worst.png``, and prints the table.
+
+    Of tests, and of validations that are no part of a training.
 
     Rows are sorted, so that neither the order of the cases nor the number of workers or processes shows in the file.
     Until the end they stand in ``rows.partial-RANK.csv``, and their slices beside the pictures: a test that goes on in
@@ -54,6 +57,8 @@ class Scoring(Callback):
                     kept = self._panels.setdefault(row.class_name, [])
                     if title not in {other.title for other in kept}:
                         kept.append(panel)
+
+    on_validation_start = on_test_start
 
     def on_test_batch_end(
         self,
@@ -78,6 +83,8 @@ class Scoring(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             append_rows(folder / _PARTIAL.format(trainer.global_rank), scored.rows)
 
+    on_validation_batch_end = on_test_batch_end
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the slices of all processes and writes everything down."""
         if not isinstance(pl_module, PromptableModule) or not pl_module.rows:
@@ -92,7 +99,13 @@ class Scoring(Callback):
                 panels.setdefault(name, []).extend(some)
         if trainer.is_global_zero and not _is_dry(trainer):
             self._write(Path(trainer.default_root_dir), pl_module.rows, panels)
-            log_test(trainer.loggers, "test", Path(trainer.default_root_dir), trainer.global_step)
+            verb = "val" if trainer.state.fn == TrainerFn.VALIDATING else "test"
+            log_test(trainer.loggers, verb, Path(trainer.default_root_dir), trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what a validation by itself scored."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_end(trainer, pl_module)
 
     def _write(self, folder: Path, rows: list[ResultRow], panels: dict[str, list[Panel]]) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from uscl.errors import InputError
 
 _VERBS = {
     "fit": "train a stage: uscl fit --config experiments/vcl.yaml",
-    "validate": "look at the validation side of a data set",
+    "validate": "score the validation side as a test would: uscl validate --config experiments/eval_us.yaml",
     "test": "score at 1, 3, 5 and 10 clicks: uscl test --config experiments/eval_us.yaml",
     "predict": "segment what a table of clicks points at",
 }

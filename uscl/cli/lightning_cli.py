@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 import uscl
@@ -108,6 +109,13 @@ class RunRecord(SaveConfigCallback):
             note_in_record(Path(trainer.default_root_dir), **noted)
 
     on_test_start = on_fit_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the same of a validation by itself, whose rows a report leaves out."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_fit_start(trainer, pl_module)
+            if trainer.is_global_zero:
+                note_in_record(Path(trainer.default_root_dir), side="val")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Notes that the run came to its end."""
@@ -205,7 +213,7 @@ class UsclCLI(LightningCLI):
         for logger in _as_list(config.trainer.logger):
             if _class_of(logger) == "WandbLogger" and logger.init_args.get("save_dir") in (None, "."):
                 logger.init_args.save_dir = str(folder)
-        if self.subcommand == "test":
+        if self.subcommand in ("test", "validate"):
             config.verbose = False  # Scoring prints the table
 
     def _resume(self, config: Any, wanted: str) -> None:

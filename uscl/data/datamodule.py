@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import track
 from torch.utils.data import DataLoader
 
@@ -162,7 +163,8 @@ class VolumeDataModule(LightningDataModule):
         if not cases:
             return []
         if self._looks_at_labels("val"):
-            return self._objects_loader("val")
+            alone = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+            return self._objects_loader("val", with_truth=alone)
         still = replace(self.sampling, flip_probability=0.0)
         patches = TrainingPatches(self.cache, {None: cases}, still, self.seed)
         sampler = EveryObjectOnce(max(len(cases), self.batch_size), self._rank, self._world_size)
@@ -170,7 +172,7 @@ class VolumeDataModule(LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         """Every (case, class) of the test side, one at a time."""
-        return self._objects_loader("test")
+        return self._objects_loader("test", with_truth=True)
 
     def predict_dataloader(self) -> Loader:
         """Every object of the table of clicks, one at a time."""
@@ -183,13 +185,13 @@ class VolumeDataModule(LightningDataModule):
         """See :func:`~uscl.data.batches.to_device`."""
         return to_device(batch, device)
 
-    def _objects_loader(self, split: Split) -> Loader:
+    def _objects_loader(self, split: Split, with_truth: bool) -> Loader:
         left = [
             (case, name)
             for case, name in self._objects[split]
             if split != "test" or (case.name, name) not in self._left_out
         ]
-        objects = LabelledObjects(self.cache, left, split == "test", self.region)
+        objects = LabelledObjects(self.cache, left, with_truth, self.region)
         sampler = EveryObjectOnce(len(objects), self._rank, self._world_size)
         return self._loader(objects, sampler, batch_size=1, collate_fn=single)
 

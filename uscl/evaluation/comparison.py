@@ -205,10 +205,8 @@ def reach_table(ablation: Ablation, goals: Sequence[float] = (0.8, 0.9)) -> Repo
                 firsts = [next((n for n, dice in some if dice >= goal), None) for some in tries]
                 most = max((some[-1][0] for some in tries), default=0)
                 never = sum(first is None for first in firsts)
-                cells += [
-                    f"{fmean(most if first is None else first for first in firsts):.1f}" if firsts else "",
-                    f"{never} of {len(firsts)}",
-                ]
+                mean = f"{fmean(most if first is None else first for first in firsts):.1f}" if firsts else ""
+                cells += ["not reached" if firsts and never == len(firsts) else mean, f"{never} of {len(firsts)}"]
             if tries:
                 lines.append((name, data_set, *cells))
     scored_at = "; ".join(f"{', '.join(map(str, sorted(counts)))} clicks ({name})" for name, counts in scored.items())

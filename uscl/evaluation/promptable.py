@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
 from uscl.data.batches import CaseObject, ClickTarget, PromptedObject
@@ -79,8 +80,9 @@ class PromptableModule(LightningModule):
     """Validates, tests and predicts with a segmenter; a subclass says which.
 
     A test logs ``test/dice_N``, the mean over classes at every N of ``evaluation.clicks``, and keeps all rows; the
-    callback :class:`uscl.callbacks.Scoring` writes them. A validation logs ``val/dice_N`` and ``val/dice``, the last of
-    them, within the patch and by the published inference.
+    callback :class:`uscl.callbacks.Scoring` writes them. The validations of a training log ``val/dice_N`` and
+    ``val/dice``, the last of them, within the patch and by the published inference. A validation by itself scores and
+    keeps rows as a test does, on the validation side.
 
     Args:
         evaluation: how validations and tests click and score.
@@ -120,8 +122,13 @@ class PromptableModule(LightningModule):
         """What segments one object; methods that want the whole volume get it here."""
         return self.segmenter(stage)
 
-    def validation_step(self, batch: ClickTarget, batch_idx: int) -> None:
-        """Dice within the patch of one object, after each number of clicks in ``evaluation.val_clicks``."""
+    def validation_step(self, batch: ClickTarget, batch_idx: int) -> dict[str, ScoredObject] | None:
+        """Dice within the patch of one object, after each number of clicks in ``evaluation.val_clicks``.
+
+        A validation by itself, whose objects have their reference, scores as a test does.
+        """
+        if isinstance(batch, CaseObject) and batch.truth is not None:
+            return self.test_step(batch, batch_idx)
         wanted = self.evaluation.val_clicks
         whole = batch if isinstance(batch, CaseObject) else None
         segmenter = self.segmenter("validate") if whole is None else self.segmenter_of(whole, "validate")
@@ -130,10 +137,13 @@ class PromptableModule(LightningModule):
             dice = 2 * (predicted & batch.target).sum() / (predicted.sum() + batch.target.sum())
             for name in [f"val/dice_{step.number}"] + ["val/dice"] * (step.number == wanted[-1]):
                 self.log(name, dice, prog_bar=name == "val/dice", batch_size=1, sync_dist=True)
+        return None
 
     def on_test_epoch_start(self) -> None:
         """Begins without rows."""
         self.rows = []
+
+    on_validation_epoch_start = on_test_epoch_start
 
     def test_step(self, batch: CaseObject, batch_idx: int) -> dict[str, ScoredObject]:
         """Sets clicks on one object and scores each mask on the image's own grid.
@@ -187,7 +197,16 @@ class PromptableModule(LightningModule):
         self.rows = sorted(rows, key=lambda row: row.sort_key)
         for (_, name, clicks), cell in dice_cells(self.rows).items():
             if name == EVERY_CLASS:
-                self.log(f"test/dice_{clicks}", cell.mean, rank_zero_only=True)
+                self.log(f"{self._verb}/dice_{clicks}", cell.mean, rank_zero_only=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Gathers and logs what a validation by itself scored."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_epoch_end()
+
+    @property
+    def _verb(self) -> str:
+        return "val" if self.trainer.state.fn == TrainerFn.VALIDATING else "test"
 
     def predict_step(self, batch: PromptedObject, batch_idx: int) -> PredictedMask:
         """The mask of one object from somebody's clicks, on the image's own grid."""

@@ -164,6 +164,9 @@ def _read_run(folder: Path) -> Run | None:
         untouched = not options.get("adapter") and not options.get("tuning")
         if method := record.get("method") or (BASELINE if untouched else None):
             return Run(folder, Setting(method), None, {}, "", None, record["status"])
+    if record.get("side") == "val":
+        log.warning("%s: scored the validation side (uscl validate); left out, for reports are of tests", folder)
+        return None
     if record.get("status") != "finished":
         log.warning("%s: is not finished (%s); left out", folder, record.get("status"))
         return None

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -178,6 +179,11 @@ class LoRASegModule(PromptableModule):
             self._announce_inference()
 
     on_predict_start = on_test_start
+
+    def on_validation_start(self) -> None:
+        """Checks a validation by itself as a test."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_start()
 
     def _announce_inference(self) -> None:
         stage = "predict" if self.trainer.predicting else "test"
