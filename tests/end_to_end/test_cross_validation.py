@@ -38,7 +38,7 @@ def test_one_command_trains_tests_and_reports_all_folds(study, tmp_path, monkeyp
             tested += sorted(found)
         assert sorted(tested) == sorted(patients), method
     text = (out / "report" / "report.md").read_text()
-    for name in ("LoRA both rank 32", "AdaptFormer both"):
+    for name in ("LoRA (encoder and decoder, rank 32, without VCL)", "AdaptFormer (encoder and decoder)"):
         assert f"{name}, seed 0: rows of 3 of 3 folds together, each patient tested once" in text
     assert Path(out / "report" / "report.html").is_file()
 
