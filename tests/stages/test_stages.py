@@ -103,7 +103,7 @@ def test_the_loss_of_vcl_falls_by_training_and_by_nothing_else(make_data, make_t
         )
         history = []
         module.on_train_epoch_end = lambda: history.append(module.trainer.callback_metrics["train/loss"].item())
-        trainer = make_trainer(8, gradient_clip_val=1.0, num_sanity_val_steps=0)
+        trainer = make_trainer(5, gradient_clip_val=1.0, num_sanity_val_steps=0)
         trainer.fit(module, make_data("volume", patches_per_epoch=8, batch_size=4))
         return history, trainer.callback_metrics["val/region_accuracy"].item()
 
