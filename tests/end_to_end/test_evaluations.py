@@ -59,6 +59,7 @@ def test_a_2d_method_meets_the_objects_that_ours_meets(runs, study, tmp_path):
     assert all(row.points == row.clicks * slices[row.case, row.class_name] for row in theirs)
 
 
+@pytest.mark.slow
 def test_protocols_and_inference_and_what_they_change(runs, study, tmp_path):
     """The default spelt out changes no digit; the older script, patches around the first click, other inference do."""
     found = {}
