@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from uscl.callbacks import Pace
 
@@ -35,7 +35,7 @@ def fit(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("uscl.callbacks.pace.perf_counter", lambda: clock[0])
     caplog.set_level(logging.INFO, "uscl")
 
-    def fit(stop_at: int = -1, **options) -> str:
+    def fit(stop_at: int = -1, data=None, **options) -> str:
         latest = ModelCheckpoint(tmp_path / "checkpoints", "last", save_on_train_epoch_end=True)
         trainer = Trainer(
             accelerator="cpu",
@@ -46,7 +46,7 @@ def fit(tmp_path, monkeypatch, caplog):
             callbacks=[Pace(), latest],
             **options,
         )
-        trainer.fit(Worker(clock, stop_at), DataLoader([torch.ones(1)] * 10))
+        trainer.fit(Worker(clock, stop_at), DataLoader(data or [torch.ones(1)] * 10))
         return caplog.text
 
     return fit
@@ -64,6 +64,15 @@ def test_the_time_that_is_left_is_said_once(fit, options, left):
     text = fit(**options)
     assert text.count("steps left") == 1
     assert f"About {left}" in text
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([torch.ones(1)] * 10)
+
+
+def test_epochs_without_a_length_have_no_estimate(fit):
+    assert "steps left" not in fit(data=Stream(), max_epochs=1)
 
 
 def test_a_training_of_few_steps_says_nothing(fit):

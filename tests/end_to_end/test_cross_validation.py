@@ -54,6 +54,7 @@ def test_validate_scores_its_side_as_a_test_would(study, tmp_path, capsys, caplo
     (part,) = (part for part, found in parts.items() if case.patient in {c.patient for c in found.in_split("test")})
     fold = f'--data.split.fold "[{part}, 3]" --data.split.fold_test true'
     assert uscl(f"{line} {fold} --trainer.default_root_dir {tmp_path / 'test'}") == 0
+    assert "--test_with" not in caplog.text, "a test has nothing that follows it"
     tested = read_rows(tmp_path / "test" / "rows.csv")
     assert [replace(row, seconds=0) for row in rows] == [replace(row, seconds=0) for row in tested]
     assert uscl(f"report {tmp_path} --out {tmp_path / 'report'} --clicks 1") == 0

@@ -82,7 +82,7 @@ def test_a_fold_is_tested_once(divided):
 
 def test_divisions_are_not_mixed(divided):
     write_fold(divided / "other", "LoRA", 3, parts=4)
-    with pytest.raises(InputError, match="divided into different numbers of folds"):
+    with pytest.raises(InputError, match="sweeps is divided into different numbers of folds"):
         find_runs([divided])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -48,11 +49,11 @@ class Pace(Callback):
 
 
 def _steps_left(trainer: Trainer, batch_idx: int) -> int | None:
-    """Batches until the end of the training; None where it has none."""
-    per_epoch = int(trainer.num_training_batches)
+    """Batches until the end of the training; None where it has none, or where epochs have no length."""
     ends = []
-    if trainer.max_epochs not in (None, -1):
-        ends.append((int(trainer.max_epochs or 0) - trainer.current_epoch) * per_epoch - batch_idx - 1)
+    if trainer.max_epochs not in (None, -1) and math.isfinite(trainer.num_training_batches):
+        epochs = int(trainer.max_epochs or 0) - trainer.current_epoch
+        ends.append(epochs * int(trainer.num_training_batches) - batch_idx - 1)
     if trainer.max_steps != -1:
         ends.append((trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
     return min(ends, default=None)

@@ -147,6 +147,7 @@ class UsclCLI(LightningCLI):
         verb, verbs = args[0], LightningCLI.subcommands()
         self.subcommands = lambda: {verb: verbs[verb]}  # type: ignore[method-assign]
         self._replaced: Path | None = None
+        self._sides: dict[str, str] = {}
         super().__init__(args=args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -177,8 +178,9 @@ class UsclCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.test_with and self.subcommand != "fit":
             raise InputError("--test_with: only `uscl fit` leaves something to test; use `uscl test --config ...`")
-        own = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))["data"]
-        self._sides = find_sides(config.test_with, own.get("init_args") or {}, resolve)  # before hours of training
+        if config.test_with:  # before hours of training
+            own = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))["data"]
+            self._sides = find_sides(config.test_with, own.get("init_args") or {}, resolve)
         if config.get("ckpt_path"):
             if self.subcommand in ("test", "predict"):
                 raise InputError(

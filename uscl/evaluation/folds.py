@@ -122,33 +122,33 @@ def fold_notes(runs: Sequence[Run], described: Callable[[Setting], str]) -> Iter
         runs: of :func:`pooled`.
         described: a setting in words.
     """
-    groups: dict[tuple[Setting, int], list[Run]] = defaultdict(list)
+    groups: dict[tuple[Setting, int, int], set[int]] = defaultdict(set)
     for run in runs:
         if run.fold is not None and run.rows:
-            groups[run.setting, -1 if run.seed is None else run.seed].append(run)
-    for (setting, seed), group in sorted(groups.items()):
-        parts = {run.fold[1] for run in group if run.fold}.pop()
-        folds = {run.fold[0] for run in group if run.fold}
+            groups[run.setting, -1 if run.seed is None else run.seed, run.fold[1]].add(run.fold[0])
+    for (setting, seed, parts), folds in sorted(groups.items()):
         of = described(setting) if seed < 0 else f"{described(setting)}, seed {seed}"
         lacking = f" (MISSING: {', '.join(str(n) for n in range(parts) if n not in folds)})"
         yield (
             f"{of}: rows of {len(folds)} of {parts} folds{lacking if len(folds) < parts else ''} together, each "
             "patient tested once, by a training that did not see them."
         )
-    if len({seed for _, seed in groups if seed >= 0}) == 1:
+    if len({seed for _, seed, _ in groups if seed >= 0}) == 1:
         yield "Intervals from folds of a single seed leave out that trainings differ."
 
 
 def _check_folds(group: Sequence[Run]) -> None:
     first: dict[tuple[int, str], Run] = {}
+    divided: dict[str, Run] = {}
     for run in group:
         assert run.fold is not None
-        if len({other.fold[1] for other in group if other.fold}) > 1:
-            raise InputError(
-                f"{group[0].folder} and {group[-1].folder}: the same training, but divided into different numbers of "
-                "folds; report on them apart"
-            )
         for name in run.rows:
+            other = divided.setdefault(name, run)
+            if other.fold is not None and other.fold[1] != run.fold[1]:
+                raise InputError(
+                    f"{other.folder} and {run.folder}: the same method, but {name} is divided into different numbers "
+                    "of folds; report on them apart"
+                )
             other = first.setdefault((run.fold[0], name), run)
             if other is not run:
                 raise InputError(f"{run.folder}: tested fold {run.fold[0]} as {other.folder} did; give one of them")
