@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import SimpleITK as sitk
@@ -202,11 +202,9 @@ def _noted_distances(path: Path, reader: sitk.ImageFileReader) -> Distances:
             noted = json.loads(note.read_text(encoding="utf-8"))["distances"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{note}: not readable; expected what uscl wrote beside {path.name}") from error
-    known = next((origin for origin in get_args(Distances) if origin == noted), None)
-    if known is None:
+    if noted not in get_args(Distances):
         raise InputError(f"{path}: its distances are noted as {noted!r}; expected {', '.join(get_args(Distances))}")
-    origin: Distances = known
-    return origin
+    return cast("Distances", noted)
 
 
 def check_writable(path: str | os.PathLike[str], overwrite: bool) -> Path:
